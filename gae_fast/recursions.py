@@ -1,0 +1,45 @@
+"""The recursion of generalised advantage estimation over flat arrays: a loop that mypyc compiles to plain C.
+
+A flat array holds T rows of N environments, row after row, so element k is followed in time by element k + N.
+`__init__.py` checks every argument; nothing is checked here.
+"""
+
+from collections.abc import Iterable
+
+try:
+    from librt.vecs import extend, vec
+    from mypy_extensions import i64
+except ImportError:  # not installed, only copied: lists hold the same numbers
+    from gae_fast.lists import extend, i64, vec  # type: ignore[assignment]
+
+
+def sweep(
+    rewards: Iterable[float],
+    values: Iterable[float],
+    terminations: bytes,
+    ends: bytes,
+    next_advantages: Iterable[float],
+    gamma: float,
+    gae_lambda: float,
+) -> vec[float]:
+    """Return Â of some rows, last row first, and behind them `next_advantages`, the row that follows in time.
+
+    `values` is one row longer than `rewards`; `ends` marks the steps that were terminated or truncated.
+    The arithmetic is float64. Source: Schulman et al. 2016 (arXiv 1506.02438), eq. 16, as a recursion.
+    """
+    value = vec[float](values)
+    advantage = vec[float](rewards, capacity=len(value))
+    k: i64 = len(advantage)
+    num_envs: i64 = len(value) - k
+    advantage = extend(advantage, next_advantages)
+    trace_decay = gamma * gae_lambda
+    while k > 0:
+        k -= 1
+        if not ends[k]:
+            delta = advantage[k] + gamma * value[k + num_envs] - value[k]
+            advantage[k] = delta + trace_decay * advantage[k + num_envs]
+        elif not terminations[k]:  # truncated: the episode would have gone on, worth V(s_{t+1})
+            advantage[k] = advantage[k] + gamma * value[k + num_envs] - value[k]
+        else:
+            advantage[k] = advantage[k] - value[k]
+    return advantage
