@@ -1,0 +1,115 @@
+"""Small environments whose right answers are known, registered when this module is imported (`--env toys:OneState-v0`)."""
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiDiscrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+
+class OneState(gymnasium.Env):
+    """One state, two actions that change nothing, reward 1; ends after `terminate_after` steps, if at all."""
+
+    observation_space = Box(1.0, 1.0, (1,))
+    action_space = Discrete(2)
+
+    def __init__(self, terminate_after=None):
+        self.terminate_after = terminate_after
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.ones(1, np.float32), 1.0, self.steps == self.terminate_after, False, {}
+
+
+class AnySpaces(gymnasium.Env):
+    """Refuses every action outside its action space; episodes of 5 steps."""
+
+    def __init__(self, observation_space, action_space):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.steps += 1
+        return self.observation_space.sample(), 0.5, self.steps == 5, False, {}
+
+
+class Drift(VectorEnv):
+    """A vector environment that resets on the next step and, if `absurd`, fills whatever nobody may read with nonsense.
+
+    Environment n ends episodes after 3 + n steps, by termination where n is even, by truncation where it is odd. The state
+    drifts by −0.1 or +0.1; the reward is the state. `steps` counts the real steps taken.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    steps = 0
+    actions_taken: list = []
+
+    def __init__(self, num_envs=1, absurd=False, autoreset_mode=AutoresetMode.NEXT_STEP, **_):
+        self.num_envs, self.absurd = num_envs, absurd
+        self.metadata = {"autoreset_mode": autoreset_mode}
+        self.single_observation_space, self.single_action_space = Box(-np.inf, np.inf, (2,)), Discrete(2)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def observe(self):
+        return np.stack([self.state, self.age / 10], axis=1).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(-1, 1, self.num_envs)
+        self.age = np.zeros(self.num_envs, int)
+        self.done = np.zeros(self.num_envs, bool)
+        Drift.steps = 0
+        return self.observe(), {}
+
+    def step(self, actions):
+        resets = self.done
+        # Drawn for every environment, so that absurd and sane ones share their random numbers.
+        fresh = self.np_random.uniform(-1, 1, self.num_envs)
+        self.state = np.where(resets, fresh, self.state + 0.2 * actions - 0.1)
+        self.age = np.where(resets, 0, self.age + 1)
+        rewards = np.where(resets, 0.0, self.state)
+        self.done = ~resets & (self.age >= 3 + np.arange(self.num_envs))
+        even = np.arange(self.num_envs) % 2 == 0
+        Drift.steps += int((~resets).sum())
+        obs = self.observe()
+        if self.absurd:
+            rewards[resets] = 1e9
+            obs[self.done & even] = -1e6  # the last observation of a terminated episode
+        return obs, rewards, self.done & even, self.done & ~even, {}
+
+
+def register(name, entry_point, **kwargs):
+    gymnasium.register(f"{name}-v0", entry_point, **kwargs)
+
+
+image = Box(0, 255, (4, 4, 3), np.uint8)
+register("OneStateTruncated", OneState, max_episode_steps=10)
+register("OneStateTerminated", OneState, kwargs={"terminate_after": 4})
+register("StartAtThree", AnySpaces, kwargs={"observation_space": Discrete(4), "action_space": Discrete(3, start=3)})
+register("NegativeStart", AnySpaces, kwargs={"observation_space": image, "action_space": Discrete(2, start=-1)})
+register("MatrixAction", AnySpaces, kwargs={"observation_space": image, "action_space": Box(-0.1, 0.2, (2, 3))})
+register("ScalarAction", AnySpaces, kwargs={"observation_space": image, "action_space": Box(-0.1, 0.2, ())})
+register(
+    "Float64", AnySpaces, kwargs={k: Box(-0.1, 0.2, (3,), np.float64) for k in ("observation_space", "action_space")}
+)
+dictionary = Dict({"image": image, "speed": Box(-1, 1, (2,)), "gear": Discrete(3)})
+register("DictObservation", AnySpaces, kwargs={"observation_space": dictionary, "action_space": Discrete(2)})
+register("Drift", None, vector_entry_point=Drift)
+register("AbsurdDrift", None, vector_entry_point=Drift, kwargs={"absurd": True})
+same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
+register("SameStep", None, vector_entry_point=Drift, kwargs=same_step)
+register("MultiDiscreteAction", AnySpaces, kwargs={"observation_space": image, "action_space": MultiDiscrete([2, 2])})
+register("IntegerBox", AnySpaces, kwargs={"observation_space": image, "action_space": Box(0, 5, (2,), np.int64)})
+graph = Graph(node_space=Box(0, 1, (2,)), edge_space=None)
+register("GraphObservation", AnySpaces, kwargs={"observation_space": graph, "action_space": Discrete(2)})
