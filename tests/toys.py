@@ -1,4 +1,4 @@
-"""Small environments whose right answers are known, registered when this module is imported (`--env toys:OneState-v0`)."""
+"""Small environments whose right answers are known; importing this module registers them (`--env toys:Drift-v0`)."""
 
 import gymnasium
 import numpy as np
@@ -46,13 +46,12 @@ class AnySpaces(gymnasium.Env):
 class Drift(VectorEnv):
     """A vector environment that resets on the next step and, if `absurd`, fills whatever nobody may read with nonsense.
 
-    Environment n ends episodes after 3 + n steps, by termination where n is even, by truncation where it is odd. The state
-    drifts by −0.1 or +0.1; the reward is the state. `steps` counts the real steps taken.
+    Environment n ends episodes after 3 + n steps, by termination where n is even, by truncation where it is odd. The
+    state drifts by −0.1 or +0.1; the reward is the state. `steps` counts the real steps taken.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
     steps = 0
-    actions_taken: list = []
 
     def __init__(self, num_envs=1, absurd=False, autoreset_mode=AutoresetMode.NEXT_STEP, **_):
         self.num_envs, self.absurd = num_envs, absurd
