@@ -60,13 +60,13 @@ class Args:
     """seed of all that is random: environments, networks, sampling, shuffling"""
     total_timesteps: Count = 200_000
     """environment steps to train for; the rollout that reaches them is the last"""
-    num_envs: Count = 16
+    num_envs: Count = 32
     """environments stepped side by side"""
-    num_steps: Count = 64
+    num_steps: Count = 32
     """steps of each environment in a rollout"""
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     """how Gymnasium steps them; None takes the native vector environment where there is one, else sync"""
-    gamma: Fraction = 0.99
+    gamma: Fraction = 0.98
     """discount γ"""
     gae_lambda: Fraction = 0.95
     """λ of generalised advantage estimation"""
@@ -85,9 +85,9 @@ class Args:
     quiet: bool = False
     """show no progress bar and no closing line"""
 
-    learning_rate: Rate = 1e-3
+    learning_rate: Rate = 2e-3
     """Adam's step size, for policy and value function alike"""
-    update_epochs: Count = 8
+    update_epochs: Count = 5
     """passes over each rollout"""
     num_minibatches: Count = 4
     """minibatches a pass; a divisor of num_envs * num_steps"""
@@ -95,7 +95,7 @@ class Args:
     """ε: the surrogate gains nothing from a ratio beyond 1 ± ε"""
     norm_adv: bool = True
     """standardise the advantages of each minibatch"""
-    ent_coef: Rate = 0.0
+    ent_coef: Rate = 0.01
     """weight of the entropy bonus"""
     vf_coef: Rate = 0.5
     """weight of the value loss"""

@@ -1,0 +1,95 @@
+"""Time gae_fast.gae beside a NumPy loop, numba and rlox, and print a Markdown table: python benchmarks/gae.py
+
+Every contender gets time-major float64 arrays with boolean terminations and truncations, and returns the advantages and
+returns in the same order. rlox knows only one kind of episode end and wants each environment's steps together, so it is
+given the terminations alone and is charged the transposes. A contender that is not installed is left out.
+Times are medians over rounds in which the contenders take turns; only the ratios carry over to another machine.
+"""
+
+import statistics
+import timeit
+
+import numpy as np
+
+import gae_fast
+
+GAMMA, GAE_LAMBDA = 0.99, 0.95
+SIZES = [(128, 4), (256, 8), (2048, 1), (2048, 8), (128, 256), (2048, 64)]
+ROUNDS = 15
+
+
+def numpy_loop(rewards, values, terminations, truncations):
+    advantages, last = np.zeros_like(rewards), 0.0
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + GAMMA * (1.0 - terminations[t]) * values[t + 1] - values[t]
+        last = delta + GAMMA * GAE_LAMBDA * (1.0 - (terminations[t] | truncations[t])) * last
+        advantages[t] = last
+    return advantages, advantages + values[:-1]
+
+
+def ours(rewards, values, terminations, truncations):
+    return gae_fast.gae(rewards, values, terminations, truncations, GAMMA, GAE_LAMBDA)
+
+
+def rlox_batched(rewards, values, terminations, truncations):
+    flat = [np.ascontiguousarray(x.T).ravel() for x in (rewards, values[:-1], terminations.astype(float))]
+    num_steps, num_envs = rewards.shape
+    results = rlox.compute_gae_batched(*flat, values[-1].copy(), num_steps, GAMMA, GAE_LAMBDA)
+    return tuple(np.ascontiguousarray(x.reshape(num_envs, num_steps).T) for x in results)
+
+
+contenders = {"gae_fast": ours, "NumPy loop": numpy_loop}
+try:
+    import numba
+except ImportError:
+    print("numba is not installed and left out")
+else:
+
+    @numba.njit
+    def numba_loop(rewards, values, terminations, truncations):
+        num_steps, num_envs = rewards.shape
+        advantages, returns, last = np.empty((num_steps, num_envs)), np.empty((num_steps, num_envs)), np.zeros(num_envs)
+        for t in range(num_steps - 1, -1, -1):
+            for n in range(num_envs):
+                advantage = rewards[t, n] - values[t, n]
+                if not terminations[t, n]:
+                    advantage += GAMMA * values[t + 1, n]
+                    if not truncations[t, n]:
+                        advantage += GAMMA * GAE_LAMBDA * last[n]
+                last[n] = advantages[t, n] = advantage
+                returns[t, n] = advantage + values[t, n]
+        return advantages, returns
+
+    contenders["numba"] = numba_loop
+try:
+    import rlox
+except ImportError:
+    print("rlox is not installed and left out")
+else:
+    contenders["rlox"] = rlox_batched
+
+print(
+    f"gae_fast {gae_fast.__version__}, {'compiled' if gae_fast.COMPILED else 'interpreted'}; NumPy {np.__version__}\n"
+)
+others = [name for name in contenders if name != "gae_fast"]
+print(
+    "| (T, N) | " + " | ".join(f"{name} µs" for name in contenders) + " | " + " | ".join(f"{x} ÷ ours" for x in others)
+)
+print("| --- |" + " ---: |" * (len(contenders) + len(others)))
+for num_steps, num_envs in SIZES:
+    rng = np.random.default_rng(0)
+    rewards, values = rng.standard_normal((num_steps, num_envs)), rng.standard_normal((num_steps + 1, num_envs))
+    terminations, truncations = rng.random((2, num_steps, num_envs)) < 0.01
+    for name, function in contenders.items():
+        ends = (terminations, truncations) if name != "rlox" else (terminations, np.zeros_like(truncations))
+        for got, expected in zip(function(rewards, values, *ends), numpy_loop(rewards, values, *ends)):
+            np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9, err_msg=name)
+    times = {name: [] for name in contenders}
+    for _ in range(ROUNDS):
+        for name, function in contenders.items():
+            number = 5 if name == "NumPy loop" else max(10, 200_000 // (num_steps * num_envs))
+            seconds = timeit.timeit(lambda: function(rewards, values, terminations, truncations), number=number)  # noqa: B023
+            times[name].append(seconds / number * 1e6)
+    median = {name: statistics.median(times[name]) for name in contenders}
+    cells = [f"{median[name]:.1f}" for name in contenders] + [f"{median[x] / median['gae_fast']:.2f}" for x in others]
+    print(f"| ({num_steps}, {num_envs}) | " + " | ".join(cells) + " |")

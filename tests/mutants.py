@@ -1,0 +1,75 @@
+"""Break the code, one line at a time, and see that the test which guards the line fails: python tests/mutants.py
+
+Each mutant is (file, text, what replaces it, the tests that must notice). The repository is copied and left as it is.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PPO, GAE, INIT = "ppo_clip.py", "gae_fast/recursions.py", "gae_fast/__init__.py"
+MUTANTS = [
+    # gae_fast: the recursion, its ends, its blocks
+    (GAE, "+ trace_decay * advantage[k + num_envs]", "+ gamma * advantage[k + num_envs]", "is_its_definition"),
+    (GAE, "elif not terminations[k]:", "elif True:", "is_its_definition"),
+    (GAE, "if not ends[k]:", "if not terminations[k]:", "is_its_definition"),
+    (INIT, "next_advantages = swept[:num_envs]", "next_advantages = swept[-num_envs:]", "blocks_do_not_change"),
+    (INIT, "gamma, 1.0)[0]", "gamma, gamma)[0]", "rewards_to_go_is_its_definition"),
+    (INIT, "if not 0.0 <= number <= 1.0:", "if number < 0.0 or number > 1.0:", "refused_input"),
+    # the rollout: the mask, truncation, raw returns, old log-probabilities
+    (PPO, "rewards[~is_step] = 0.0", "pass", "autoreset_rows"),
+    (PPO, "x[rows] for x in", "x.flatten(0, 1) for x in", "autoreset_rows or each_real_step"),
+    (PPO, "discounted_returns[is_step]", "discounted_returns", "autoreset_rows or normalized_rewards"),
+    (PPO, "values.cpu(), terminations, truncations", "values.cpu(), dones, truncations", "truncation_bootstraps"),
+    (PPO, "values.cpu(), terminations, truncations", "values.cpu(), 0 * dones, dones", "termination_does_not"),
+    (PPO, "gamma * stream.discounted_return * is_step[t]", "gamma * stream.discounted_return", "normalized_rewards"),
+    (PPO, "record_episodes(stream, rewards,", "record_episodes(stream, rewards / 2,", "raw_one or agree_with"),
+    (PPO, "returns[t:, n] -= returns[t, n]", "pass", "raw_one or agree_with"),
+    (PPO, "agent.policy(obs[:-1]).log_prob", "agent.policy(obs[1:]).log_prob", "stored_log_probs"),
+    (PPO, "envs = ClipAction(envs)", "pass", "actions_are_clipped"),
+    (PPO, "len(rows) / self.count", "len(rows) / (self.count + 1)", "running_statistics"),
+    # the update
+    (PPO, "torch.min(ratio", "torch.max(ratio", "clipped_surrogate or one_step"),
+    (PPO, "ratio.clamp(1 - clip_coef", "ratio.clamp(1 - 2 * clip_coef", "clipped_surrogate or one_step"),
+    (PPO, "loss = loss - args.ent_coef", "loss = loss + args.ent_coef", "one_step"),
+    (PPO, "parameters.grad.zero_()", "pass", "one_step or learns"),
+    (PPO, "(args.max_grad_norm /", "(2 * args.max_grad_norm /", "one_step"),
+    (PPO, "x[order].tensor_split", "x[order[1:]].tensor_split", "minibatches"),
+    (PPO, "approx_kl > args.target_kl", "False", "target_kl"),
+    # the run
+    (PPO, "torch.manual_seed(args.seed)", "pass", "one_command"),
+    (PPO, "seed=int(np.random.SeedSequence(seed).generate_state(1)[0])", "seed=None", "one_command"),
+    (PPO, 'self.register_buffer("mean", torch.zeros(shape))', "self.mean = torch.zeros(shape)", "restores_the_policy"),
+    (PPO, "check_args(args)\n    device", "device", "leaves_nothing"),
+]
+
+
+def tests_fail(file: str, text: str, replacement: str, tests: str) -> bool:
+    """Whether these tests fail in a copy of the repository with one text replaced."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "copy")
+        ignored = shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info", ".*_cache", "*.so", "*.pyd")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        source = (copy / file).read_text()
+        assert source.count(text) == 1, f"{file}: expected once, found {source.count(text)} times: {text}"
+        (copy / file).write_text(source.replace(text, replacement))
+        command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
+        environment = {**os.environ, "PYTHONPATH": str(copy)}  # ahead of an installed gae_fast
+        status = subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode
+        assert status in (0, 1), f"pytest could not run: status {status}"  # 1: some test failed
+        return status == 1
+
+
+every_test = " or ".join(sorted({tests for *_, tests in MUTANTS}))
+assert not tests_fail(PPO, "# What a number may be", "# What a number may be", every_test), "they fail unbroken, too"
+survivors = 0
+for file, text, replacement, tests in MUTANTS:
+    noticed = tests_fail(file, text, replacement, tests)
+    survivors += not noticed
+    print(f"{'noticed ' if noticed else 'SURVIVED'}  {file}: {text!r} → {replacement!r}  ({tests})", flush=True)
+print(f"{survivors} of {len(MUTANTS)} survived")
+sys.exit(survivors > 0)
