@@ -1,11 +1,11 @@
 """PPO-Clip: proximal policy optimization with a clipped surrogate objective.
 
 Each iteration collects a rollout with the policy π_old and takes several epochs of minibatch steps on it. The surrogate
-weighs each advantage by the probability ratio r and gains nothing from moving r further than ε away from 1:
+weighs each advantage by the probability ratio r, and gains nothing from moving r beyond 1 ± ε to the side Â favours:
 
-    L(θ) = E_t[ min( r_t(θ) Â_t, clip(r_t(θ), 1 − ε, 1 + ε) Â_t ) ],    r_t(θ) = π_θ(a_t | s_t) / π_old(a_t | s_t)
+    L^CLIP(θ) = E_t[ min( r_t(θ) Â_t, clip(r_t(θ), 1 − ε, 1 + ε) Â_t ) ],   r_t(θ) = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7 and Algorithm 1.
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7 and 9, Algorithm 1.
 
     python ppo_clip.py --env CartPole-v1
     python ppo_clip.py --env Acrobot-v1 --total-timesteps 500000 --seed 2
@@ -23,7 +23,8 @@ import platform
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -44,12 +45,16 @@ import gae_fast
 # -------------------------------------------------------- Args --------------------------------------------------------
 
 # What a number may be: its type, the words for it, and the test.
-Count = Annotated[int, "a whole number, 1 or more", lambda x: isinstance(x, int) and x >= 1]
-Seed = Annotated[int, "a whole number in [0, 2^63)", lambda x: isinstance(x, int) and 0 <= x < 2**63]
-Fraction = Annotated[float, "a number in [0, 1]", lambda x: 0 <= x <= 1]
-Rate = Annotated[float, "a finite number, 0 or more", lambda x: 0 <= x < math.inf]
-Positive = Annotated[float, "a number above 0", lambda x: x > 0]
-PositiveOrNone = Annotated[float | None, "None or a number above 0", lambda x: x is None or x > 0]
+REAL = (int, float)
+Seed = Annotated[int, "a whole number in [0, 2^63)", lambda x: type(x) is int and 0 <= x < 2**63]
+Count = Annotated[int, "a whole number, 1 or more", lambda x: type(x) is int and x >= 1]
+Steps = Annotated[int, "a whole number, 2 or more", lambda x: type(x) is int and x >= 2]
+Fraction = Annotated[float, "a number in [0, 1]", lambda x: isinstance(x, REAL) and 0 <= x <= 1]
+Rate = Annotated[float, "a finite number, 0 or more", lambda x: isinstance(x, REAL) and 0 <= x < math.inf]
+Positive = Annotated[float, "a number above 0", lambda x: isinstance(x, REAL) and x > 0]
+OptionalPositive = Annotated[
+    float | None, "None or a number above 0", lambda x: x is None or (isinstance(x, REAL) and x > 0)
+]
 
 
 @dataclasses.dataclass
@@ -62,8 +67,8 @@ class Args:
     """environment steps to train for; the rollout that reaches them is the last"""
     num_envs: Count = 32
     """environments stepped side by side"""
-    num_steps: Count = 32
-    """steps of each environment in a rollout"""
+    num_steps: Steps = 32
+    """steps of each environment in a rollout; 1 would not do, as it may only reset"""
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     """how Gymnasium steps them; None takes the native vector environment where there is one, else sync"""
     gamma: Fraction = 0.98
@@ -71,7 +76,7 @@ class Args:
     gae_lambda: Fraction = 0.95
     """λ of generalised advantage estimation"""
     norm_obs: bool = False
-    """standardise observations by their running mean and variance, and clip them to ±10"""
+    """standardise observations by the mean and variance of the rollouts before, and clip them to ±10"""
     norm_reward: bool = False
     """divide rewards by the running standard deviation of the discounted return"""
     anneal_lr: bool = True
@@ -98,11 +103,11 @@ class Args:
     ent_coef: Rate = 0.01
     """weight of the entropy bonus"""
     vf_coef: Rate = 0.5
-    """weight of the value loss"""
+    """weight of the value loss, ½ (V − R̂)²"""
     max_grad_norm: Positive = 0.5
     """bound on the norm of the gradient; inf for none"""
-    target_kl: PositiveOrNone = None
-    """end the passes over a rollout once approx_kl exceeds this"""
+    target_kl: OptionalPositive = None
+    """end the passes over a rollout after one whose mean approx_kl exceeds this"""
 
 
 class ArgumentError(ValueError):
@@ -113,7 +118,8 @@ def check_args(args: Args) -> None:
     """Raise ArgumentError for a value that no run could use."""
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        expected, is_valid = getattr(field.type, "__metadata__", ("anything", lambda x: True))
+        anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
+        expected, is_valid = getattr(field.type, "__metadata__", anything_else)
         if not is_valid(value):
             raise ArgumentError(f"--{field.name.replace('_', '-')}: expected {expected}, got {value!r}")
     if args.run_dir and Path(args.run_dir).exists() and (Path(args.run_dir).is_file() or os.listdir(args.run_dir)):
@@ -136,16 +142,17 @@ def make_envs(args: Args) -> VectorEnv:
     except (gymnasium.error.Error, ImportError, ValueError) as error:
         raise ArgumentError(f"--env: expected one that Gymnasium can make, got {args.env!r}: {error}") from error
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    autoreset_mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
+    is_real_box = isinstance(action_space, Box) and action_space.dtype.kind == "f"
+    autoreset_mode = envs.metadata.get("autoreset_mode")
     refusal = None
     if not obs_space.is_np_flattenable:
         refusal = f"expected observations that can be flattened, got {obs_space}"
-    elif not isinstance(action_space, Discrete) and not (
-        isinstance(action_space, Box) and action_space.dtype.kind == "f"
-    ):
+    elif not isinstance(action_space, Discrete) and not is_real_box:
         refusal = f"expected Discrete or real-valued Box actions, got {action_space}"
     elif autoreset_mode != AutoresetMode.NEXT_STEP:
         refusal = f"expected next-step autoreset, got {autoreset_mode}; --vectorization-mode sync may help"
+    elif envs.num_envs != args.num_envs:
+        refusal = f"expected num_envs = {args.num_envs} environments, got {envs.num_envs}"
     if refusal:
         envs.close()
         raise ArgumentError(f"--env {args.env}: {refusal}")
@@ -183,7 +190,7 @@ class RunningStatistics(nn.Module):
         self.register_buffer("count", torch.tensor(0))
 
     def update(self, rows: Tensor) -> None:
-        """Take in rows of shape (B, *shape), B ≥ 1. Chan et al. 1979, eq. 2.1: the moments of two samples joined."""
+        """Take in rows of shape (B, *shape), B ≥ 1. Chan et al. 1979: the moments of two samples joined."""
         var, mean = torch.var_mean(rows, dim=0, correction=0)
         self.count += len(rows)
         share = len(rows) / self.count
@@ -231,7 +238,8 @@ class Agent(nn.Module):
 def flatten(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
     """Move parameters and their gradients into one vector each, of which they become views; return the vector.
 
-    Zeroing, clipping and Adam then take a few kernels in all, not a few a layer: a quarter of a minibatch's time.
+    Zeroing, clipping and Adam then take a few kernels in all, not a few a layer: 15 % off a minibatch's time. The views
+    must stay: zero the vector's grad, not each parameter's, and move the module to its device before.
     """
     parameters = list(parameters)
     sizes = [parameter.numel() for parameter in parameters]
@@ -257,45 +265,46 @@ class Batch(NamedTuple):
     returns: Tensor  # Â_t + V_old(s_t), the value function's target
 
 
-class Stream:
-    """What one rollout leaves to the next: where every environment stands, and the last 100 episodes' returns."""
+class Episodes:
+    """Where every environment stands between two rollouts, and how the last 100 episodes ended."""
 
     def __init__(self, envs: VectorEnv, seed: int) -> None:
-        # Hashed, as Gymnasium counts on from the seed it is given: runs of seeds 1 and 2 would share most environments.
+        # Gymnasium gives environment i the seed plus i: unhashed, seeds 1 and 2 would share all environments but one.
         self.obs, _ = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
         self.dones = np.zeros(envs.num_envs, bool)
-        self.episodic_return = np.zeros(envs.num_envs)  # of the episodes under way: undiscounted, not normalised
-        self.episodic_length = np.zeros(envs.num_envs, int)
+        self.running_return = np.zeros(envs.num_envs)  # so far, undiscounted, as the environment pays it
+        self.running_length = np.zeros(envs.num_envs, int)
         self.discounted_return = np.zeros(envs.num_envs)
-        self.num_episodes = 0
+        self.count = 0
         self.recent_returns: deque[float] = deque(maxlen=100)
         self.recent_lengths: deque[int] = deque(maxlen=100)
 
 
-def rollout(envs: VectorEnv, agent: Agent, stream: Stream, args: Args) -> Batch:
+def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Batch:
     """Act num_steps times in every environment and return the steps taken as a Batch.
 
     Gymnasium resets an environment on the step after an episode's last. The row of that step holds the episode's last
     observation, from which a truncated episode bootstraps; it is no step of any episode, and nothing else may see it.
     """
     device = next(agent.parameters()).device
-    obs = np.empty((args.num_steps + 1, *stream.obs.shape), np.float32)
+    obs = np.empty((args.num_steps + 1, *episodes.obs.shape), np.float32)
     rewards = np.empty((args.num_steps, envs.num_envs))
     terminations, truncations = np.empty(rewards.shape, bool), np.empty(rewards.shape, bool)
     actions = []
-    obs[0] = stream.obs
+    obs[0] = episodes.obs
     with torch.no_grad():
         for t in range(args.num_steps):
             actions.append(agent.policy(torch.as_tensor(obs[t], device=device)).sample())
-            obs[t + 1], rewards[t], terminations[t], truncations[t], _ = envs.step(actions[t].cpu().numpy())
+            action = actions[t].cpu().numpy().copy()  # an environment may write into what it is given
+            obs[t + 1], rewards[t], terminations[t], truncations[t], _ = envs.step(action)
 
     dones = terminations | truncations
-    is_step = ~np.concatenate([stream.dones[None], dones[:-1]])
+    is_step = ~np.concatenate([episodes.dones[None], dones[:-1]])  # what follows an episode's last step only resets
     rewards[~is_step] = 0.0
-    stream.obs, stream.dones = obs[-1], dones[-1]
-    record_episodes(stream, rewards, dones, is_step)
+    episodes.obs, episodes.dones = obs[-1], dones[-1]
+    record_episodes(episodes, rewards, dones, is_step)
     if args.norm_reward:
-        rewards = normalize_rewards(stream, rewards, is_step, args.gamma, agent.return_statistics)
+        rewards = normalize_rewards(episodes, rewards, is_step, args.gamma, agent.return_statistics)
 
     with torch.no_grad():
         obs, actions = torch.as_tensor(obs, device=device), torch.stack(actions)
@@ -306,27 +315,28 @@ def rollout(envs: VectorEnv, agent: Agent, stream: Stream, args: Args) -> Batch:
     return Batch(*(x[rows] for x in (obs[:-1], actions, log_probs, values[:-1], advantages, returns)))
 
 
-def record_episodes(stream: Stream, rewards: np.ndarray, dones: np.ndarray, is_step: np.ndarray) -> None:
+def record_episodes(episodes: Episodes, rewards: np.ndarray, dones: np.ndarray, is_step: np.ndarray) -> None:
     """Add the rewards (T, N) to the episodes under way, and note the return and length of those that end."""
-    returns = stream.episodic_return + rewards.cumsum(axis=0)
-    lengths = stream.episodic_length + is_step.cumsum(axis=0)
+    returns = episodes.running_return + rewards.cumsum(axis=0)
+    lengths = episodes.running_length + is_step.cumsum(axis=0)
     for t, n in np.argwhere(dones):
-        stream.recent_returns.append(float(returns[t, n]))
-        stream.recent_lengths.append(int(lengths[t, n]))
+        episodes.recent_returns.append(float(returns[t, n]))
+        episodes.recent_lengths.append(int(lengths[t, n]))
         returns[t:, n] -= returns[t, n]
         lengths[t:, n] -= lengths[t, n]
-    stream.num_episodes += int(dones.sum())
-    stream.episodic_return, stream.episodic_length = returns[-1], lengths[-1]
+    episodes.count += int(dones.sum())
+    episodes.running_return, episodes.running_length = returns[-1], lengths[-1]
 
 
 def normalize_rewards(
-    stream: Stream, rewards: np.ndarray, is_step: np.ndarray, gamma: float, statistics: RunningStatistics
+    episodes: Episodes, rewards: np.ndarray, is_step: np.ndarray, gamma: float, statistics: RunningStatistics
 ) -> np.ndarray:
     """Divide the rewards (T, N) by the running standard deviation of each episode's discounted return so far."""
     discounted_returns = np.empty_like(rewards)
     for t in range(len(rewards)):
-        stream.discounted_return = rewards[t] + gamma * stream.discounted_return * is_step[t]
-        discounted_returns[t] = stream.discounted_return
+        so_far = gamma * episodes.discounted_return * is_step[t]  # 0 on a row that only resets
+        episodes.discounted_return = so_far + rewards[t]
+        discounted_returns[t] = episodes.discounted_return
     statistics.update(torch.as_tensor(discounted_returns[is_step], dtype=torch.float32, device=statistics.mean.device))
     return rewards / math.sqrt(statistics.var.item() + 1e-8)
 
@@ -337,7 +347,7 @@ def normalize_rewards(
 def check_update_args(args: Args) -> None:
     """Raise ArgumentError if a rollout cannot be split into the minibatches asked for."""
     batch_size = args.num_envs * args.num_steps
-    at_most = args.num_envs * (args.num_steps // 2)  # as every other row may be one that only resets
+    at_most = max(args.num_envs * (args.num_steps // 2) // 2, 1)  # 2 steps in each, if every other row only resets
     if batch_size % args.num_minibatches or args.num_minibatches > at_most:
         expected = f"a divisor of num_envs * num_steps = {batch_size}, at most {at_most}"
         raise ArgumentError(f"--num-minibatches: expected {expected}, got {args.num_minibatches}")
@@ -353,16 +363,15 @@ def update(agent: Agent, optimizers: dict[str, Optimizer], batch: Batch, args: A
     (parameters,) = optimizer.param_groups[0]["params"]
     for _ in range(args.update_epochs):
         losses, log_ratios = [], []
-        for minibatch in shuffled_minibatches(batch, args.num_minibatches):
+        for rows in torch.randperm(len(batch.obs), device=batch.obs.device).tensor_split(args.num_minibatches):
+            minibatch = Batch(*(x[rows] for x in batch))
             policy = agent.policy(minibatch.obs)
             log_ratio = policy.log_prob(minibatch.actions) - minibatch.log_probs
             advantages = standardized(minibatch.advantages) if args.norm_adv else minibatch.advantages
             policy_loss = -clipped_surrogate(log_ratio.exp(), advantages, args.clip_coef).mean()
             value_loss = 0.5 * (agent.value(minibatch.obs) - minibatch.returns).square().mean()
             entropy = policy.entropy().mean()
-            loss = policy_loss + args.vf_coef * value_loss
-            if args.ent_coef:  # else its gradient would be computed only to be multiplied by 0
-                loss = loss - args.ent_coef * entropy
+            loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy  # eq. 9, negated
 
             parameters.grad.zero_()
             loss.backward()
@@ -371,18 +380,17 @@ def update(agent: Agent, optimizers: dict[str, Optimizer], batch: Batch, args: A
             losses.append(torch.stack([policy_loss, value_loss, entropy]).detach())
             log_ratios.append(log_ratio.detach())
 
-        log_ratio = torch.cat(log_ratios)
+        log_ratio = torch.cat(log_ratios)  # of each minibatch as its step began
         approx_kl = (log_ratio.exp() - 1 - log_ratio).mean().item()  # k3 of joschu.net/blog/kl-approx.html
         if args.target_kl is not None and approx_kl > args.target_kl:
             break
     policy_loss, value_loss, entropy = torch.stack(losses).mean(dim=0).tolist()
-    clipfrac = ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean().item()
     return {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
         "approx_kl": approx_kl,
-        "clipfrac": clipfrac,
+        "clipfrac": ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean().item(),
     }
 
 
@@ -396,19 +404,14 @@ def standardized(advantages: Tensor) -> Tensor:
     return (advantages - mean) / (std + 1e-8)
 
 
-def shuffled_minibatches(batch: Batch, num_minibatches: int) -> Iterator[Batch]:
-    """Deal the rows of the batch, in random order, into minibatches whose sizes differ by at most 1."""
-    order = torch.randperm(len(batch.obs), device=batch.obs.device)
-    return map(Batch._make, zip(*(x[order].tensor_split(num_minibatches) for x in batch)))
-
-
 # -------------------------------------------------------- train -------------------------------------------------------
 
 
 def train(args: Args) -> list[dict[str, Any]]:
     """Train an agent, write the run's folder, and return the rows of its metrics.csv.
 
-    Raises ArgumentError, before anything is written, for an argument that cannot be used.
+    Seeds torch's global generator and limits torch to one thread. Raises ArgumentError, before anything is written, for
+    an argument that cannot be used.
     """
     check_args(args)
     device = find_device(args.device)
@@ -418,7 +421,7 @@ def train(args: Args) -> list[dict[str, Any]]:
         envs = stack.enter_context(contextlib.closing(make_envs(args)))
         agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs).to(device)
         optimizers = make_optimizers(agent, args)
-        stream = Stream(envs, args.seed)
+        episodes = Episodes(envs, args.seed)
         run_dir = make_run_dir(args)
         log = stack.enter_context(contextlib.closing(Log(run_dir, args)))
         start, global_step = time.perf_counter(), 0
@@ -426,18 +429,18 @@ def train(args: Args) -> list[dict[str, Any]]:
         while global_step < args.total_timesteps:
             progress = global_step / args.total_timesteps
             learning_rate = set_learning_rate(optimizers, 1 - progress if args.anneal_lr else 1.0)
-            batch = rollout(envs, agent, stream, args)
+            batch = rollout(envs, agent, episodes, args)
             metrics = update(agent, optimizers, batch, args)
             if args.norm_obs:  # not before: π_θ and π_old must see the same observations
                 agent.obs_statistics.update(batch.obs)
 
             global_step += len(batch.obs)
             seconds = time.perf_counter() - start
-            returns, lengths = stream.recent_returns, stream.recent_lengths
+            returns, lengths = episodes.recent_returns, episodes.recent_lengths
             row = {
                 "global_step": global_step,
                 "wall_time": round(seconds, 3),
-                "episodes": stream.num_episodes,
+                "episodes": episodes.count,
                 "episodic_return": sum(returns) / len(returns) if returns else None,
                 "episodic_length": sum(lengths) / len(lengths) if lengths else None,
                 "SPS": int(global_step / seconds),
@@ -450,8 +453,10 @@ def train(args: Args) -> list[dict[str, Any]]:
                 save_checkpoint(run_dir, args, agent, optimizers, global_step)
 
     if not args.quiet:
-        outcome = f"mean return {row['episodic_return']} of the last {len(returns)} episodes"
-        print(f"{args.env}: {outcome}, {global_step} steps, {seconds:.1f} s, {run_dir}")
+        outcome = (
+            f"return {row['episodic_return']:.1f}, mean of {len(returns)} episodes" if returns else "no episode ended"
+        )
+        print(f"{args.env}: {outcome}; {global_step:,} steps in {seconds:.1f} s; {run_dir}")
     return log.rows
 
 
@@ -459,15 +464,17 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch built without it
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+        return device
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # torch raises all of these
         raise ArgumentError(f"--device: expected one that torch finds here, got {name!r}: {error}") from error
 
 
 def make_run_dir(args: Args) -> Path:
     """Make the run's folder and its config.json: the arguments, and the versions of what they ran on."""
     algorithm = Path(__file__).stem
-    name = f"{args.env}__{algorithm}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{args.env}__{algorithm}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.run_dir or f"runs/{name.replace('/', '-').replace(':', '-')}")
     try:
         run_dir.mkdir(parents=True, exist_ok=bool(args.run_dir))
@@ -494,7 +501,7 @@ def set_learning_rate(optimizers: dict[str, Optimizer], fraction: float) -> floa
 
 
 def explained_variance(batch: Batch) -> float:
-    """1 − Var(R̂ − V) / Var(R̂): 1 for a perfect critic, 0 for one that knows only the mean."""
+    """1 − Var(R̂ − V) / Var(R̂): 1 for a perfect critic, 0 for one that knows the mean; NaN or −inf if no R̂ differs."""
     return (1 - (batch.returns - batch.values).var(correction=0) / batch.returns.var(correction=0)).item()
 
 
@@ -503,7 +510,7 @@ class Log:
 
     def __init__(self, run_dir: Path, args: Args) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.file = open(run_dir / "metrics.csv", "w", newline="", buffering=1)
+        self.file = open(run_dir / "metrics.csv", "w", newline="", buffering=1)  # a line is written when it is complete
         self.bar = tqdm.tqdm(total=args.total_timesteps, unit="step", disable=args.quiet)
         self.tensorboard = None
         if args.tensorboard:
@@ -512,19 +519,20 @@ class Log:
             self.tensorboard = SummaryWriter(run_dir)
 
     def write(self, row: dict[str, Any]) -> None:
-        writer = csv.DictWriter(self.file, row)
+        writer = csv.writer(self.file)
         if not self.rows:
-            writer.writeheader()
-        writer.writerow(row)
+            writer.writerow(row)
+        writer.writerow(row.values())
         self.rows.append(row)
         if row["episodic_return"] is not None:
             self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)
-        self.bar.update(row["global_step"] - self.bar.n)
-        charts = ("episodes", "episodic_return", "episodic_length", "SPS", "learning_rate")  # CleanRL's tags
-        for name, value in row.items() if self.tensorboard else ():
-            if value is not None and name not in ("global_step", "wall_time"):
-                tag = f"{'charts' if name in charts else 'losses'}/{name}"
-                self.tensorboard.add_scalar(tag, value, row["global_step"])
+        self.bar.update(min(row["global_step"], self.bar.total) - self.bar.n)
+        if self.tensorboard:
+            charts = ("episodes", "episodic_return", "episodic_length", "SPS", "learning_rate")  # CleanRL's tags
+            for name in row.keys() - {"global_step", "wall_time"}:
+                if row[name] is not None:
+                    tag = f"{'charts' if name in charts else 'losses'}/{name}"
+                    self.tensorboard.add_scalar(tag, row[name], row["global_step"])
 
     def close(self) -> None:
         self.file.close()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch.distributions import Categorical
 
 import ppo_clip
-from ppo_clip import Agent, Args, ArgumentError, Batch, RunningStatistics, Stream, make_envs, rollout, train, update
+from ppo_clip import Agent, Args, ArgumentError, Batch, Episodes, RunningStatistics, make_envs, rollout, train, update
 
 ROOT = Path(__file__).parent.parent
 SHORT = {"total_timesteps": 400, "num_envs": 4, "num_steps": 16, "quiet": True}
@@ -35,7 +35,7 @@ def start(args):
     torch.manual_seed(args.seed)
     envs = make_envs(args)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
-    return envs, agent, Stream(envs, args.seed)
+    return envs, agent, Episodes(envs, args.seed)
 
 
 def outcome(rows):
@@ -58,12 +58,12 @@ def restore(run_dir):
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("norm_obs", [False, True])
 def test_stored_log_probs_and_values_are_those_of_the_collecting_policy(env, norm_obs):
-    envs, agent, stream = start(Args(env=env, num_envs=3, num_steps=300, norm_obs=norm_obs))
+    envs, agent, episodes = start(Args(env=env, num_envs=3, num_steps=300, norm_obs=norm_obs))
     args = Args(env=env, num_envs=3, num_steps=300)
-    rollout(envs, agent, stream, args)
-    agent.obs_statistics.update(torch.randn(100, *stream.obs.shape[1:]) * 3)
+    rollout(envs, agent, episodes, args)
+    agent.obs_statistics.update(torch.randn(100, *episodes.obs.shape[1:]) * 3)
     torch.nn.init.normal_(agent.actor[-1].weight)
-    batch = rollout(envs, agent, stream, args)
+    batch = rollout(envs, agent, episodes, args)
     with torch.no_grad():
         torch.testing.assert_close(agent.policy(batch.obs).log_prob(batch.actions), batch.log_probs)
         torch.testing.assert_close(agent.value(batch.obs), batch.values)
@@ -88,34 +88,34 @@ def test_autoreset_rows_reach_nothing(norm):
 def test_batch_holds_each_real_step_once_and_episodes_are_whole():
     """Drift's environment n has episodes of 3 + n steps: 3 + n rows in n's column, then a row that only resets."""
     args = Args(env="toys:Drift-v0", num_envs=4, num_steps=7)
-    envs, agent, stream = start(args)
-    age = torch.cat([rollout(envs, agent, stream, args).obs[:, 1] for _ in range(30)])
+    envs, agent, episodes = start(args)
+    age = torch.cat([rollout(envs, agent, episodes, args).obs[:, 1] for _ in range(30)])
     assert len(age) == toys.Drift.steps
-    assert stream.num_episodes == sum(30 * 7 // (4 + n) for n in range(4))
-    assert set(stream.recent_lengths) == {3, 4, 5, 6}
+    assert episodes.count == sum(30 * 7 // (4 + n) for n in range(4))
+    assert set(episodes.recent_lengths) == {3, 4, 5, 6}
     # The age in a real step's observation is 0 to 2 + n: the last observation, of age 3 + n, belongs to no step.
     assert age.max() == pytest.approx(0.5)
 
 
 def test_episodic_return_is_the_raw_one():
     args = Args(norm_reward=True, norm_obs=True, num_envs=5, num_steps=50)
-    envs, agent, stream = start(args)
+    envs, agent, episodes = start(args)
     for _ in range(5):
-        rollout(envs, agent, stream, args)
-    assert stream.num_episodes > 20
-    assert list(stream.recent_returns) == list(stream.recent_lengths)  # CartPole pays 1 a step
+        rollout(envs, agent, episodes, args)
+    assert episodes.count > 20
+    assert list(episodes.recent_returns) == list(episodes.recent_lengths)  # CartPole pays 1 a step
 
 
 def test_episodes_agree_with_gymnasium():
     args = Args(env="Acrobot-v1", num_envs=3, num_steps=400)
-    envs, agent, stream = start(args)
+    envs, agent, episodes = start(args)
     recorder = gymnasium.wrappers.vector.RecordEpisodeStatistics(envs)
-    stream = Stream(recorder, 5)
+    episodes = Episodes(recorder, 5)
     for _ in range(5):
-        rollout(recorder, agent, stream, args)
-    assert stream.num_episodes == recorder.episode_count >= 3
-    assert list(stream.recent_returns) == [float(x) for x in recorder.return_queue]
-    assert list(stream.recent_lengths) == [int(x) for x in recorder.length_queue]
+        rollout(recorder, agent, episodes, args)
+    assert episodes.count == recorder.episode_count >= 3
+    assert list(episodes.recent_returns) == [float(x) for x in recorder.return_queue]
+    assert list(episodes.recent_lengths) == [int(x) for x in recorder.length_queue]
 
 
 def test_normalized_rewards_divide_by_the_deviation_of_each_episodes_discounted_return():
@@ -132,9 +132,9 @@ def test_normalized_rewards_divide_by_the_deviation_of_each_episodes_discounted_
                 discounted.append(so_far)
             if dones[t, n]:
                 so_far = 0.0
-    stream, statistics = Stream(make_envs(Args(num_envs=3)), 1), RunningStatistics()
-    ppo_clip.normalize_rewards(stream, rewards[:25], is_step[:25], 0.9, statistics)
-    result = ppo_clip.normalize_rewards(stream, rewards[25:], is_step[25:], 0.9, statistics)
+    episodes, statistics = Episodes(make_envs(Args(num_envs=3)), 1), RunningStatistics()
+    ppo_clip.normalize_rewards(episodes, rewards[:25], is_step[:25], 0.9, statistics)
+    result = ppo_clip.normalize_rewards(episodes, rewards[25:], is_step[25:], 0.9, statistics)
     np.testing.assert_allclose(result, rewards[25:] / np.std(discounted), rtol=1e-5)
 
 
@@ -180,18 +180,19 @@ def test_clipped_surrogate_is_the_smaller_of_two_lines(ratio, advantage, clip_co
     assert value.item() == pytest.approx(bound * advantage, abs=1e-12)
 
 
-@given(st.integers(1, 40), st.integers(1, 40))
-@settings(deadline=None)
-def test_minibatches_deal_each_row_once(size, num_minibatches):
-    column = torch.arange(size)
-    batch = Batch(*(column + 100 * i for i in range(6)))
-    minibatches = list(ppo_clip.shuffled_minibatches(batch, num_minibatches))
-    sizes = [len(minibatch.obs) for minibatch in minibatches]
-    assert len(sizes) == num_minibatches and max(sizes) - min(sizes) <= 1
-    assert sorted(torch.cat([minibatch.obs for minibatch in minibatches]).tolist()) == list(range(size))
-    for minibatch in minibatches:
-        for i, x in enumerate(minibatch):
-            assert torch.equal(x, minibatch.obs + 100 * i)
+def test_each_epoch_deals_every_step_once_in_another_order(monkeypatch):
+    args = Args(num_envs=4, num_steps=32, num_minibatches=4, update_epochs=3)
+    envs, agent, episodes = start(args)
+    batch = Batch(*(x[:101] for x in rollout(envs, agent, episodes, args)))  # 4 minibatches cannot be equal
+    seen, policy = [], agent.policy
+    monkeypatch.setattr(agent, "policy", lambda obs: (seen.append(obs), policy(obs))[1])
+    update(agent, ppo_clip.make_optimizers(agent, args), batch, args)
+    sizes = [len(obs) for obs in seen]
+    assert len(sizes) == 12 and max(sizes) - min(sizes) == 1
+    epochs = [torch.cat(seen[i : i + 4]) for i in (0, 4, 8)]
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[0], batch.obs)
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == sorted(batch.obs.tolist())
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
@@ -199,9 +200,9 @@ def test_one_step_is_adam_on_the_loss_of_the_paper(env):
     """One epoch of one minibatch against Schulman et al. 2017, eq. 9, sample by sample, with torch's own clipping."""
     options = {"update_epochs": 1, "num_minibatches": 1, "ent_coef": 0.02, "vf_coef": 0.7, "max_grad_norm": 0.3}
     args = Args(env=env, num_envs=3, num_steps=40, norm_adv=False, **options)
-    envs, agent, stream = start(args)
+    envs, agent, episodes = start(args)
     torch.nn.init.normal_(agent.actor[-1].weight)  # else the entropy is at its maximum and has no gradient
-    batch = rollout(envs, agent, stream, args)
+    batch = rollout(envs, agent, episodes, args)
     batch = batch._replace(log_probs=batch.log_probs + 0.5 * torch.randn_like(batch.log_probs))  # ratios on both sides
     twin = Agent(envs.single_observation_space, envs.single_action_space, norm_obs=False)
     twin.load_state_dict(agent.state_dict())
@@ -229,9 +230,9 @@ def test_target_kl_ends_the_epochs():
     args = Args(num_envs=4, num_steps=32, num_minibatches=4, update_epochs=10, learning_rate=0.01)
     steps = {}
     for target_kl in (None, 1e-9):
-        envs, agent, stream = start(args)
+        envs, agent, episodes = start(args)
         optimizers = ppo_clip.make_optimizers(agent, args)
-        batch = rollout(envs, agent, stream, args)
+        batch = rollout(envs, agent, episodes, args)
         metrics = update(agent, optimizers, batch, dataclasses.replace(args, target_kl=target_kl))
         (state,) = optimizers["agent"].state_dict()["state"].values()
         steps[target_kl] = int(state["step"])
@@ -241,8 +242,8 @@ def test_target_kl_ends_the_epochs():
 
 def test_metrics_of_an_unchanged_policy():
     args = Args(num_envs=4, num_steps=32, num_minibatches=2, update_epochs=3, learning_rate=0.0, norm_adv=False)
-    envs, agent, stream = start(args)
-    batch = rollout(envs, agent, stream, args)
+    envs, agent, episodes = start(args)
+    batch = rollout(envs, agent, episodes, args)
     metrics = update(agent, ppo_clip.make_optimizers(agent, args), batch, args)
     assert metrics["policy_loss"] == pytest.approx(-batch.advantages.mean().item(), rel=1e-3)
     assert metrics["value_loss"] == pytest.approx(0.5 * (batch.values - batch.returns).square().mean().item(), rel=1e-3)
@@ -341,7 +342,8 @@ def test_python_and_command_line_agree():
     tables = [list(csv.DictReader(open(f"{name}/metrics.csv", newline=""))) for name in "ab"]
     assert outcome(tables[0]) == outcome(tables[1])
     assert "step/s" in run.stderr and "return" in run.stderr
-    assert run.stdout.count("\n") == 1 and str(rows[-1]["episodic_return"])[:4] in run.stdout and " a\n" in run.stdout
+    assert run.stdout.count("\n") == 1 and run.stdout.endswith("; a\n")
+    assert f"return {rows[-1]['episodic_return']:.1f}" in run.stdout
     quiet = subprocess.run([*command, "--run-dir", "c", "--quiet"], capture_output=True, text=True, check=True)
     assert quiet.stdout == quiet.stderr == ""
 
@@ -398,14 +400,22 @@ def test_actions_are_clipped_to_their_bounds_but_not_their_log_probs():
 
     taken: list[np.ndarray] = []
     args = Args(env="Pendulum-v1", num_envs=2, num_steps=100)
-    envs, agent, stream = start(args)
+    envs, agent, episodes = start(args)
     envs.env = Recorder(envs.env)
     torch.nn.init.constant_(agent.log_std, 2.0)
-    batch = rollout(envs, agent, stream, args)
+    batch = rollout(envs, agent, episodes, args)
     assert np.abs(taken).max() == 2.0 and (np.abs(taken) == 2.0).mean() > 0.5
     assert batch.actions.abs().max() > 10
     expected = torch.distributions.Normal(agent.actor(batch.obs), math.e**2).log_prob(batch.actions).sum(1)
     torch.testing.assert_close(batch.log_probs, expected.detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_environment_that_writes_into_its_action_does_not_change_the_batch():
+    args = Args(env="toys:OverwritesAction-v0", num_envs=2, num_steps=20)
+    envs, agent, episodes = start(args)
+    batch = rollout(envs, agent, episodes, args)
+    assert batch.actions.std() > 0.5
+    torch.testing.assert_close(agent.policy(batch.obs).log_prob(batch.actions).detach(), batch.log_probs)
 
 
 def test_policy_kinds():
@@ -424,15 +434,22 @@ def test_policy_kinds():
 NAN, INF = float("nan"), float("inf")
 COUNTS = ("total_timesteps", "num_envs", "num_steps", "update_epochs", "num_minibatches")
 REFUSED = [
-    *[(name, value) for name in COUNTS for value in (0, -1, 1.5)],
-    *[(name, value) for name in ("gamma", "gae_lambda") for value in (-0.1, 1.1, NAN)],
+    *[(name, value) for name in COUNTS for value in (0, -1, 1.5, True, "4")],
+    ("num_steps", 1),
+    *[(name, value) for name in ("gamma", "gae_lambda") for value in (-0.1, 1.1, NAN, None, "0.9")],
     *[(name, value) for name in ("learning_rate", "clip_coef", "ent_coef", "vf_coef") for value in (-1e-9, NAN, INF)],
     *[(name, value) for name in ("max_grad_norm", "target_kl") for value in (0.0, -1.0, NAN)],
     *[("seed", value) for value in (-1, 0.5, 2**63)],
-    *[("num_minibatches", value) for value in (3, 33, 64, 128)],  # of 4 * 16 steps, of which half may be resets
-    *[("device", value) for value in ("abacus", "cuda:99", "")],
+    *[("num_minibatches", value) for value in (3, 32, 64, 128)],  # of 4 * 16 steps, of which half may only reset
+    *[("device", value) for value in ("abacus", "cuda:99", "meta", "", None)],
     *[("env", value) for value in ("CartPol-v1", "CartPole-v99", "no_such_module:X-v0", "a:b:c", "")],
-    *[("env", f"toys:{x}-v0") for x in ("MultiDiscreteAction", "IntegerBox", "GraphObservation", "SameStep")],
+    *[
+        ("env", f"toys:{x}-v0")
+        for x in ("MultiDiscreteAction", "IntegerBox", "GraphObservation", "SameStep", "NoMode", "Three")
+    ],
+    ("env", 7),
+    ("quiet", 2),
+    ("run_dir", Path("path")),
     ("run_dir", "full"),
     ("run_dir", "file"),
     ("run_dir", "file/below"),

@@ -43,6 +43,14 @@ class AnySpaces(gymnasium.Env):
         return self.observation_space.sample(), 0.5, self.steps == 5, False, {}
 
 
+class OverwritesAction(AnySpaces):
+    """Scales the action that it is given in place."""
+
+    def step(self, action):
+        action *= 0.0
+        return super().step(action)
+
+
 class Drift(VectorEnv):
     """A vector environment that resets on the next step and, if `absurd`, fills whatever nobody may read with nonsense.
 
@@ -53,9 +61,8 @@ class Drift(VectorEnv):
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
     steps = 0
 
-    def __init__(self, num_envs=1, absurd=False, autoreset_mode=AutoresetMode.NEXT_STEP, **_):
-        self.num_envs, self.absurd = num_envs, absurd
-        self.metadata = {"autoreset_mode": autoreset_mode}
+    def __init__(self, num_envs=1, absurd=False, metadata=metadata, **_):
+        self.num_envs, self.absurd, self.metadata = num_envs, absurd, metadata
         self.single_observation_space, self.single_action_space = Box(-np.inf, np.inf, (2,)), Discrete(2)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -107,7 +114,11 @@ register("DictObservation", AnySpaces, kwargs={"observation_space": dictionary, 
 register("Drift", None, vector_entry_point=Drift)
 register("AbsurdDrift", None, vector_entry_point=Drift, kwargs={"absurd": True})
 same_step = {"autoreset_mode": AutoresetMode.SAME_STEP}
-register("SameStep", None, vector_entry_point=Drift, kwargs=same_step)
+register("SameStep", None, vector_entry_point=Drift, kwargs={"metadata": same_step})
+register("NoMode", None, vector_entry_point=Drift, kwargs={"metadata": {}})
+register("Three", None, vector_entry_point=Drift, kwargs={"num_envs": 3})
+unbounded = Box(-np.inf, np.inf, (2,))
+register("OverwritesAction", OverwritesAction, kwargs={"observation_space": unbounded, "action_space": unbounded})
 register("MultiDiscreteAction", AnySpaces, kwargs={"observation_space": image, "action_space": MultiDiscrete([2, 2])})
 register("IntegerBox", AnySpaces, kwargs={"observation_space": image, "action_space": Box(0, 5, (2,), np.int64)})
 graph = Graph(node_space=Box(0, 1, (2,)), edge_space=None)
