@@ -65,7 +65,7 @@ def gae(
     gae_lambda = _fraction("gae_lambda", gae_lambda)
     ends = terminations | truncations
     num_envs = values.size - rewards.size
-    next_advantages = np.zeros(num_envs)
+    next_advantages: NDArray[np.float64] = np.zeros(num_envs)
     single = rewards.dtype.char == "f"
 
     if rewards.size <= BLOCK_SIZE:

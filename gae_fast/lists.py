@@ -8,8 +8,8 @@ i64 = int
 
 
 class vec(list[T]):
-    def __init__(self, items: Iterable[T] = (), /, *, capacity: int = 0) -> None:
-        super().__init__(map(float, items))  # type: ignore[arg-type]  # not the np.float64 that an array yields
+    def __init__(self, items: Iterable[T] = (), /, *, capacity: int = 0) -> None:  # a list sees to its own capacity
+        super().__init__(map(float, items))  # type: ignore[arg-type]  # np.float64, which an array yields, is slower
 
 
 def extend(values: vec[T], items: Iterable[T], /) -> vec[T]:

@@ -22,13 +22,13 @@ def sweep(
     gamma: float,
     gae_lambda: float,
 ) -> vec[float]:
-    """Return Â of some rows, last row first, and behind them `next_advantages`, the row that follows in time.
+    """Return Â of some rows, followed by `next_advantages`, the row that comes after them in time.
 
     `values` is one row longer than `rewards`; `ends` marks the steps that were terminated or truncated.
     The arithmetic is float64. Source: Schulman et al. 2016 (arXiv 1506.02438), eq. 16, as a recursion.
     """
     value = vec[float](values)
-    advantage = vec[float](rewards, capacity=len(value))
+    advantage = vec[float](rewards, capacity=len(value))  # element k holds r_t until the loop puts Â_t in its place
     k: i64 = len(advantage)
     num_envs: i64 = len(value) - k
     advantage = extend(advantage, next_advantages)

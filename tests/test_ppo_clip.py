@@ -441,7 +441,7 @@ REFUSED = [
     *[(name, value) for name in ("max_grad_norm", "target_kl") for value in (0.0, -1.0, NAN)],
     *[("seed", value) for value in (-1, 0.5, 2**63)],
     *[("num_minibatches", value) for value in (3, 32, 64, 128)],  # of 4 * 16 steps, of which half may only reset
-    *[("device", value) for value in ("abacus", "cuda:99", "meta", "", None)],
+    *[("device", value) for value in ("abacus", "cuda:99", "meta", "", 5.0)],
     *[("env", value) for value in ("CartPol-v1", "CartPole-v99", "no_such_module:X-v0", "a:b:c", "")],
     *[
         ("env", f"toys:{x}-v0")
