@@ -1,7 +1,8 @@
 """PPO-Clip: proximal policy optimization with a clipped surrogate objective.
 
 Each iteration collects a rollout with the policy π_old and takes several epochs of minibatch steps on it. The surrogate
-weighs each advantage by the probability ratio r, and gains nothing from moving r beyond 1 ± ε to the side Â favours:
+weights each advantage by the probability ratio r. Once r has passed 1 ± ε in the direction that Â favours, moving it
+further gains nothing:
 
     L^CLIP(θ) = E_t[ min( r_t(θ) Â_t, clip(r_t(θ), 1 − ε, 1 + ε) Â_t ) ],   r_t(θ) = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
@@ -78,7 +79,7 @@ class Args:
     norm_obs: bool = False
     """standardise observations by the mean and variance of the rollouts before, and clip them to ±10"""
     norm_reward: bool = False
-    """divide rewards by the running standard deviation of the discounted return"""
+    """divide rewards by the running standard deviation of the discounted sum of past rewards"""
     anneal_lr: bool = True
     """lower the learning rate linearly to 0 over the run"""
     device: str = "auto"
@@ -95,9 +96,9 @@ class Args:
     update_epochs: Count = 5
     """passes over each rollout"""
     num_minibatches: Count = 4
-    """minibatches a pass; a divisor of num_envs * num_steps"""
+    """minibatches per pass; a divisor of num_envs * num_steps that leaves at least 2 steps in each"""
     clip_coef: Rate = 0.2
-    """ε: the surrogate gains nothing from a ratio beyond 1 ± ε"""
+    """ε: how far from 1 a ratio can move before moving it further gains nothing"""
     norm_adv: bool = True
     """standardise the advantages of each minibatch"""
     ent_coef: Rate = 0.01
@@ -196,7 +197,7 @@ class RunningStatistics(nn.Module):
         share = len(rows) / self.count
         delta = mean - self.mean
         self.mean += share * delta
-        self.var += share * (var - self.var + (1 - share) * delta.square())
+        self.var = (1 - share) * self.var + share * (var + (1 - share) * delta.square())
 
 
 class Agent(nn.Module):
@@ -214,7 +215,7 @@ class Agent(nn.Module):
             self.log_std = nn.Parameter(torch.zeros(self.action_shape))
         self.norm_obs = norm_obs
         self.obs_statistics = RunningStatistics(num_obs)
-        self.return_statistics = RunningStatistics()
+        self.reward_statistics = RunningStatistics()
 
     def policy(self, obs: Tensor) -> Distribution:
         """π(· | s) for obs (…, num_obs): a Categorical, or a diagonal Normal with one log_std for all states."""
@@ -238,8 +239,8 @@ class Agent(nn.Module):
 def flatten(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
     """Move parameters and their gradients into one vector each, of which they become views; return the vector.
 
-    Zeroing, clipping and Adam then take a few kernels in all, not a few a layer: 15 % off a minibatch's time. The views
-    must stay: zero the vector's grad, not each parameter's, and move the module to its device before.
+    Zeroing, clipping and Adam then take a few kernels in all, not a few a layer: 15 % off a minibatch's time. Move the
+    module to its device before, and zero the vector's grad in place: zero_grad() would cut the tie.
     """
     parameters = list(parameters)
     sizes = [parameter.numel() for parameter in parameters]
@@ -266,15 +267,15 @@ class Batch(NamedTuple):
 
 
 class Episodes:
-    """Where every environment stands between two rollouts, and how the last 100 episodes ended."""
+    """Where every environment stands between two rollouts, and the returns and lengths of the last 100 episodes."""
 
     def __init__(self, envs: VectorEnv, seed: int) -> None:
-        # Gymnasium gives environment i the seed plus i: unhashed, seeds 1 and 2 would share all environments but one.
+        # Sync and async environments are seeded with seed + i: unhashed, seeds 1 and 2 would share all but one of them.
         self.obs, _ = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
         self.dones = np.zeros(envs.num_envs, bool)
         self.running_return = np.zeros(envs.num_envs)  # so far, undiscounted, as the environment pays it
         self.running_length = np.zeros(envs.num_envs, int)
-        self.discounted_return = np.zeros(envs.num_envs)
+        self.discounted_sum = np.zeros(envs.num_envs)
         self.count = 0
         self.recent_returns: deque[float] = deque(maxlen=100)
         self.recent_lengths: deque[int] = deque(maxlen=100)
@@ -304,7 +305,7 @@ def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Ba
     episodes.obs, episodes.dones = obs[-1], dones[-1]
     record_episodes(episodes, rewards, dones, is_step)
     if args.norm_reward:
-        rewards = normalize_rewards(episodes, rewards, is_step, args.gamma, agent.return_statistics)
+        rewards = normalize_rewards(episodes, rewards, is_step, args.gamma, agent.reward_statistics)
 
     with torch.no_grad():
         obs, actions = torch.as_tensor(obs, device=device), torch.stack(actions)
@@ -331,13 +332,13 @@ def record_episodes(episodes: Episodes, rewards: np.ndarray, dones: np.ndarray, 
 def normalize_rewards(
     episodes: Episodes, rewards: np.ndarray, is_step: np.ndarray, gamma: float, statistics: RunningStatistics
 ) -> np.ndarray:
-    """Divide the rewards (T, N) by the running standard deviation of each episode's discounted return so far."""
-    discounted_returns = np.empty_like(rewards)
+    """Divide the rewards (T, N) by the running standard deviation of S_t = γ S_{t−1} + r_t, begun anew each episode."""
+    discounted_sums = np.empty_like(rewards)
     for t in range(len(rewards)):
-        so_far = gamma * episodes.discounted_return * is_step[t]  # 0 on a row that only resets
-        episodes.discounted_return = so_far + rewards[t]
-        discounted_returns[t] = episodes.discounted_return
-    statistics.update(torch.as_tensor(discounted_returns[is_step], dtype=torch.float32, device=statistics.mean.device))
+        so_far = gamma * episodes.discounted_sum * is_step[t]  # 0 on a row that only resets
+        episodes.discounted_sum = so_far + rewards[t]
+        discounted_sums[t] = episodes.discounted_sum
+    statistics.update(torch.as_tensor(discounted_sums[is_step], dtype=torch.float32, device=statistics.mean.device))
     return rewards / math.sqrt(statistics.var.item() + 1e-8)
 
 
@@ -501,7 +502,7 @@ def set_learning_rate(optimizers: dict[str, Optimizer], fraction: float) -> floa
 
 
 def explained_variance(batch: Batch) -> float:
-    """1 − Var(R̂ − V) / Var(R̂): 1 for a perfect critic, 0 for one that knows the mean; NaN or −inf if no R̂ differs."""
+    """1 − Var(R̂ − V) / Var(R̂): 1 for a perfect critic, 0 for a constant one; NaN or −inf where all R̂ are equal."""
     return (1 - (batch.returns - batch.values).var(correction=0) / batch.returns.var(correction=0)).item()
 
 
@@ -528,7 +529,7 @@ class Log:
             self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)
         self.bar.update(min(row["global_step"], self.bar.total) - self.bar.n)
         if self.tensorboard:
-            charts = ("episodes", "episodic_return", "episodic_length", "SPS", "learning_rate")  # CleanRL's tags
+            charts = ("episodes", "episodic_return", "episodic_length", "SPS", "learning_rate")  # as in CleanRL
             for name in row.keys() - {"global_step", "wall_time"}:
                 if row[name] is not None:
                     tag = f"{'charts' if name in charts else 'losses'}/{name}"

@@ -5,7 +5,7 @@
 
 All options of this program come first. `return` is episodic_return in the last row, the mean of the last 100 episodes.
 `process s` is the whole process, start-up included; `at threshold` is where the return first reached it, with at least
-100 episodes behind it: in environment steps, and in seconds since the process began.
+100 episodes behind it: in environment steps, and in seconds since the process began, its shutdown included.
 """
 
 import argparse
@@ -59,7 +59,8 @@ for seed, outcome in enumerate(outcomes, 1):
     print(f"| {seed} | " + " | ".join(cells) + " |")
 for name in columns:
     numbers = [outcome[name] for outcome in outcomes if outcome[name] is not None]
-    spread = f"mean {statistics.mean(numbers):,.1f}, median {statistics.median(numbers):,.1f}"
+    spread = f"{len(numbers)} of {len(outcomes)} seeds: mean {statistics.mean(numbers):,.1f}"
+    spread += f", median {statistics.median(numbers):,.1f}"
     if len(numbers) > 1:
         spread += f", standard deviation {statistics.stdev(numbers):,.1f}"
     print(f"\n{name}: {spread}, from {min(numbers):,.1f} to {max(numbers):,.1f}", end="")

@@ -7,14 +7,23 @@ Time is the first axis, environments the second; T steps of one environment may 
 the compiled build is in use; the interpreted one gives the same numbers to the bit, some 20 times more slowly.
 """
 
+import importlib.util
 import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gae_fast.recursions import sweep
+try:
+    from gae_fast.recursions import sweep
+except ImportError:  # compiled for another machine, or mypyc's runtime is not installed: the source will do
+    _spec = importlib.util.spec_from_file_location("gae_fast.recursions", Path(__file__).with_name("recursions.py"))
+    assert _spec and _spec.loader
+    _source = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(_source)
+    sweep = _source.sweep
 
 __all__ = ["COMPILED", "gae", "rewards_to_go"]
 __version__ = "0.1.0"
@@ -34,15 +43,15 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the advantages GAE(γ, λ) and the returns that a critic regresses on.
+    """Return the advantages GAE(γ, λ) and the returns that a critic is fitted to.
 
     δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
     Â_t = δ_t + γ λ (1 − (terminated_t or truncated_t)) Â_{t+1};  returns = Â + V
 
     Args:
         rewards: r_t, shape (T, N) or (T,).
-        values: V(s_t), shape (T + 1, N) or (T + 1,); the last row is V(s_T). Behind a truncated step stands the value
-            of the episode's last observation; what stands behind a terminated step is not used.
+        values: V(s_t), shape (T + 1, N) or (T + 1,); the last row is V(s_T). The row after a truncated step holds the
+            value of the episode's last observation; the one after a terminated step is not used.
         terminations: where the episode reached a terminal state, the shape of rewards, booleans or 0s and 1s.
         truncations: where the episode was cut short (by a time limit, say), likewise.
         gamma: discount γ in [0, 1].
@@ -162,7 +171,7 @@ def _fraction(name: str, argument: float) -> float:
 if not COMPILED:
     warnings.warn(
         "gae_fast runs interpreted, some 20 times slower: to compile it, install a C compiler and run"
-        " `pip install -e gae_fast` in the folder that contains gae_fast/",
+        " `pip install -e ./gae_fast` in the folder that contains gae_fast/",
         RuntimeWarning,
         stacklevel=2,
     )

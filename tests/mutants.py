@@ -23,13 +23,13 @@ MUTANTS = [
     # the rollout: the mask, truncation, raw returns, old log-probabilities
     (PPO, "rewards[~is_step] = 0.0", "pass", "autoreset_rows"),
     (PPO, "x[rows] for x in", "x.flatten(0, 1) for x in", "autoreset_rows or each_real_step"),
-    (PPO, "discounted_returns[is_step]", "discounted_returns", "autoreset_rows or normalized_rewards"),
+    (PPO, "discounted_sums[is_step]", "discounted_sums", "autoreset_rows or normalized_rewards"),
     (PPO, "values.cpu(), terminations, truncations", "values.cpu(), dones, truncations", "truncation_bootstraps"),
     (PPO, "values.cpu(), terminations, truncations", "values.cpu(), 0 * dones, dones", "termination_does_not"),
     (
         PPO,
-        "gamma * episodes.discounted_return * is_step[t]",
-        "gamma * episodes.discounted_return",
+        "gamma * episodes.discounted_sum * is_step[t]",
+        "gamma * episodes.discounted_sum",
         "normalized_rewards",
     ),
     (PPO, "record_episodes(episodes, rewards,", "record_episodes(episodes, rewards / 2,", "raw_one or agree_with"),

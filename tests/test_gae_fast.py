@@ -238,13 +238,17 @@ def test_compiled_build_is_in_use():
 
 
 @pytest.mark.skipif(not gae_fast.COMPILED, reason="compares with the compiled build")
-@pytest.mark.parametrize("prelude", ["", "sys.modules['librt.vecs'] = None"], ids=["librt", "no librt"])
-def test_interpreted_build_gives_the_same_bits(prelude, tmp_path):
+@pytest.mark.parametrize(
+    ("prelude", "compiled_files"),
+    [("", False), ("sys.modules['librt.vecs'] = None", False), ("sys.modules['librt.vecs'] = None", True)],
+    ids=["source alone", "and no librt", "compiled files but no librt"],
+)
+def test_interpreted_build_gives_the_same_bits(prelude, compiled_files, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     said, compiled = compute_in_copy(tmp_path / "a", compiled=True)
     assert said == "True []"
-    said, interpreted = compute_in_copy(tmp_path / "b", compiled=False, prelude=prelude)
+    said, interpreted = compute_in_copy(tmp_path / "b", compiled_files, prelude)
     assert re.match(r"False \['gae_fast runs interpreted.*pip install", said) and said.count("interpreted") == 1
     assert compiled.keys() == interpreted.keys() and len(compiled) == 12
     for name in compiled:

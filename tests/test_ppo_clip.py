@@ -118,7 +118,7 @@ def test_episodes_agree_with_gymnasium():
     assert list(episodes.recent_lengths) == [int(x) for x in recorder.length_queue]
 
 
-def test_normalized_rewards_divide_by_the_deviation_of_each_episodes_discounted_return():
+def test_normalized_rewards_divide_by_the_deviation_of_each_episodes_discounted_sum():
     rng = np.random.default_rng(0)
     rewards, dones = rng.standard_normal((60, 3)), rng.random((60, 3)) < 0.1
     is_step = ~np.concatenate([np.zeros((1, 3), bool), dones[:-1]])

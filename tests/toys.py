@@ -1,4 +1,4 @@
-"""Small environments whose right answers are known; importing this module registers them (`--env toys:Drift-v0`)."""
+"""Small environments whose right answers are known; `--env toys:Drift-v0` imports this module."""
 
 import gymnasium
 import numpy as np
