@@ -22,7 +22,7 @@ MUTANTS = [
     (INIT, "if not 0.0 <= number <= 1.0:", "if number < 0.0 or number > 1.0:", "refused_input"),
     # the rollout: the mask, truncation, raw returns, old log-probabilities
     (PPO, "rewards[~is_step] = 0.0", "pass", "autoreset_rows"),
-    (PPO, "x[rows] for x in", "x.flatten(0, 1) for x in", "autoreset_rows or each_real_step"),
+    (PPO, "x[rows] for x in (obs", "x.flatten(0, 1) for x in (obs", "autoreset_rows or each_real_step"),
     (PPO, "discounted_sums[is_step]", "discounted_sums", "autoreset_rows or normalized_rewards"),
     (PPO, "values.cpu(), terminations, truncations", "values.cpu(), dones, truncations", "truncation_bootstraps"),
     (PPO, "values.cpu(), terminations, truncations", "values.cpu(), 0 * dones, dones", "termination_does_not"),
