@@ -239,8 +239,8 @@ class Agent(nn.Module):
 def flatten(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
     """Move parameters and their gradients into one vector each, of which they become views; return the vector.
 
-    Zeroing, clipping and Adam then take a few kernels in all, not a few a layer: 15 % off a minibatch's time. Move the
-    module to its device before, and zero the vector's grad in place: zero_grad() would cut the tie.
+    Zeroing, clipping and Adam then take a few kernels in all, not a few for each layer. Move the module to its device
+    before, and zero the vector's grad in place: zero_grad() would cut the tie.
     """
     parameters = list(parameters)
     sizes = [parameter.numel() for parameter in parameters]

@@ -4,7 +4,7 @@
     returns = gae_fast.rewards_to_go(rewards, dones, gamma)
 
 Time is the first axis, environments the second; T steps of one environment may come as (T,). `COMPILED` is True when
-the compiled build is in use; the interpreted one gives the same numbers to the bit, some 20 times more slowly.
+the compiled build is in use; the interpreted one gives the same numbers to the bit, many times more slowly.
 """
 
 import importlib.util
@@ -170,7 +170,7 @@ def _fraction(name: str, argument: float) -> float:
 
 if not COMPILED:
     warnings.warn(
-        "gae_fast runs interpreted, some 20 times slower: to compile it, install a C compiler and run"
+        "gae_fast runs interpreted, many times slower: to compile it, install a C compiler and run"
         " `pip install -e ./gae_fast` in the folder that contains gae_fast/",
         RuntimeWarning,
         stacklevel=2,
