@@ -39,7 +39,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers.vector import ClipAction, FlattenObservation, TransformAction
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
-from torch.optim import Adam, Optimizer
+from torch.optim.adam import adam
 
 import gae_fast
 
@@ -236,20 +236,33 @@ class Agent(nn.Module):
         return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10, 10)
 
 
-def flatten(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
-    """Move parameters and their gradients into one vector each, of which they become views; return the vector.
+class Adam:
+    """Adam (Kingma and Ba 2015) on one vector, of which the parameters and their gradients become views.
 
-    Zeroing, clipping and Adam then take a few kernels in all, not a few for each layer. Move the module to its device
-    before, and zero the vector's grad in place: zero_grad() would cut the tie.
+    So a step takes a few kernels in all, not a few for each layer. Move the module to its device before. The arithmetic
+    is torch's own; its class of this name would first take a second to import torch._dynamo.
     """
-    parameters = list(parameters)
-    sizes = [parameter.numel() for parameter in parameters]
-    vector = nn.Parameter(nn.utils.parameters_to_vector(parameters).detach())
-    vector.grad = torch.zeros_like(vector)
-    for parameter, data, grad in zip(parameters, vector.detach().split(sizes), vector.grad.split(sizes)):
-        parameter.data = data.view_as(parameter)
-        parameter.grad = grad.view_as(parameter)
-    return vector
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        parameters = list(parameters)
+        sizes = [parameter.numel() for parameter in parameters]
+        self.vector = nn.utils.parameters_to_vector(parameters).detach()
+        self.grad = torch.zeros_like(self.vector)
+        for parameter, data, grad in zip(parameters, self.vector.split(sizes), self.grad.split(sizes)):
+            parameter.data = data.view_as(parameter)
+            parameter.grad = grad.view_as(parameter)
+        self.initial_learning_rate = self.learning_rate = learning_rate
+        moments = {"first_moment": torch.zeros_like(self.vector), "second_moment": torch.zeros_like(self.vector)}
+        self.state = {"step": torch.zeros((), device=self.vector.device), **moments}
+
+    def minimize(self, loss: Tensor, max_grad_norm: float) -> None:
+        """Take one step down the gradient of the loss, scaled down to max_grad_norm where it is longer."""
+        self.grad.zero_()
+        loss.backward()
+        self.grad *= (max_grad_norm / (self.grad.norm() + 1e-6)).clamp(max=1.0)
+        step, *moments = ([tensor] for tensor in self.state.values())
+        options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        adam([self.vector], [self.grad], *moments, [], step, lr=self.learning_rate, fused=True, **options)
 
 
 # ------------------------------------------------------- rollout ------------------------------------------------------
@@ -354,14 +367,12 @@ def check_update_args(args: Args) -> None:
         raise ArgumentError(f"--num-minibatches: expected {expected}, got {args.num_minibatches}")
 
 
-def make_optimizers(agent: Agent, args: Args) -> dict[str, Optimizer]:
-    return {"agent": Adam([flatten(agent.parameters())], lr=args.learning_rate, eps=1e-5, fused=True)}
+def make_optimizers(agent: Agent, args: Args) -> dict[str, Adam]:
+    return {"agent": Adam(agent.parameters(), args.learning_rate)}
 
 
-def update(agent: Agent, optimizers: dict[str, Optimizer], batch: Batch, args: Args) -> dict[str, float]:
+def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) -> dict[str, float]:
     """Take the steps of PPO-Clip on one rollout; return the mean metrics of the last epoch. Algorithm 1."""
-    optimizer = optimizers["agent"]
-    (parameters,) = optimizer.param_groups[0]["params"]
     for _ in range(args.update_epochs):
         losses, log_ratios = [], []
         for rows in torch.randperm(len(batch.obs), device=batch.obs.device).tensor_split(args.num_minibatches):
@@ -373,11 +384,7 @@ def update(agent: Agent, optimizers: dict[str, Optimizer], batch: Batch, args: A
             value_loss = 0.5 * (agent.value(minibatch.obs) - minibatch.returns).square().mean()
             entropy = policy.entropy().mean()
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy  # eq. 9, negated
-
-            parameters.grad.zero_()
-            loss.backward()
-            parameters.grad *= (args.max_grad_norm / (parameters.grad.norm() + 1e-6)).clamp(max=1.0)
-            optimizer.step()
+            optimizers["agent"].minimize(loss, args.max_grad_norm)
             losses.append(torch.stack([policy_loss, value_loss, entropy]).detach())
             log_ratios.append(log_ratio.detach())
 
@@ -392,6 +399,7 @@ def update(agent: Agent, optimizers: dict[str, Optimizer], batch: Batch, args: A
         "entropy": entropy,
         "approx_kl": approx_kl,
         "clipfrac": ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean().item(),
+        "explained_variance": explained_variance(batch),
     }
 
 
@@ -403,6 +411,11 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Te
 def standardized(advantages: Tensor) -> Tensor:
     std, mean = torch.std_mean(advantages, correction=0)
     return (advantages - mean) / (std + 1e-8)
+
+
+def explained_variance(batch: Batch) -> float:
+    """1 − Var(R̂ − V) / Var(R̂): 1 for a perfect critic, 0 for a constant one; NaN or −inf where all R̂ are equal."""
+    return (1 - (batch.returns - batch.values).var(correction=0) / batch.returns.var(correction=0)).item()
 
 
 # -------------------------------------------------------- train -------------------------------------------------------
@@ -446,7 +459,6 @@ def train(args: Args) -> list[dict[str, Any]]:
                 "episodic_length": sum(lengths) / len(lengths) if lengths else None,
                 "SPS": int(global_step / seconds),
                 **metrics,
-                "explained_variance": explained_variance(batch),
                 "learning_rate": learning_rate,
             }
             log.write(row)
@@ -493,17 +505,11 @@ def make_run_dir(args: Args) -> Path:
     return run_dir
 
 
-def set_learning_rate(optimizers: dict[str, Optimizer], fraction: float) -> float:
+def set_learning_rate(optimizers: dict[str, Adam], fraction: float) -> float:
     """Set each optimizer's learning rate to a fraction of its first one; return the first optimizer's."""
-    groups = [group for optimizer in optimizers.values() for group in optimizer.param_groups]
-    for group in groups:
-        group["lr"] = fraction * group.setdefault("initial_lr", group["lr"])
-    return groups[0]["lr"]
-
-
-def explained_variance(batch: Batch) -> float:
-    """1 − Var(R̂ − V) / Var(R̂): 1 for a perfect critic, 0 for a constant one; NaN or −inf where all R̂ are equal."""
-    return (1 - (batch.returns - batch.values).var(correction=0) / batch.returns.var(correction=0)).item()
+    for optimizer in optimizers.values():
+        optimizer.learning_rate = fraction * optimizer.initial_learning_rate
+    return next(iter(optimizers.values())).learning_rate
 
 
 class Log:
@@ -542,16 +548,14 @@ class Log:
             self.tensorboard.close()
 
 
-def save_checkpoint(
-    run_dir: Path, args: Args, agent: Agent, optimizers: dict[str, Optimizer], global_step: int
-) -> None:
+def save_checkpoint(run_dir: Path, args: Args, agent: Agent, optimizers: dict[str, Adam], global_step: int) -> None:
     """Write checkpoint.pt, whole or not at all, for torch.load(..., weights_only=True)."""
     checkpoint = {
         "algorithm": Path(__file__).stem,
         "args": dataclasses.asdict(args),
         "global_step": global_step,
         "agent": agent.state_dict(),
-        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "optimizers": {name: optimizer.state for name, optimizer in optimizers.items()},
     }
     torch.save(checkpoint, run_dir / "checkpoint.pt.tmp")
     os.replace(run_dir / "checkpoint.pt.tmp", run_dir / "checkpoint.pt")

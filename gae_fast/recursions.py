@@ -33,13 +33,17 @@ def sweep(
     num_envs: i64 = len(value) - k
     advantage = extend(advantage, next_advantages)
     trace_decay = gamma * gae_lambda
+    latest = advantage[k]
     while k > 0:
         k -= 1
+        # With one environment Â_{t+1} is what was computed last: reading it back from memory would double the time.
+        next_advantage = latest if num_envs == 1 else advantage[k + num_envs]
         if not ends[k]:
             delta = advantage[k] + gamma * value[k + num_envs] - value[k]
-            advantage[k] = delta + trace_decay * advantage[k + num_envs]
+            latest = delta + trace_decay * next_advantage
         elif not terminations[k]:  # truncated: the episode would have gone on, worth V(s_{t+1})
-            advantage[k] = advantage[k] + gamma * value[k + num_envs] - value[k]
+            latest = advantage[k] + gamma * value[k + num_envs] - value[k]
         else:
-            advantage[k] = advantage[k] - value[k]
+            latest = advantage[k] - value[k]
+        advantage[k] = latest
     return advantage

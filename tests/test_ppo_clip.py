@@ -234,8 +234,7 @@ def test_target_kl_ends_the_epochs():
         optimizers = ppo_clip.make_optimizers(agent, args)
         batch = rollout(envs, agent, episodes, args)
         metrics = update(agent, optimizers, batch, dataclasses.replace(args, target_kl=target_kl))
-        (state,) = optimizers["agent"].state_dict()["state"].values()
-        steps[target_kl] = int(state["step"])
+        steps[target_kl] = int(optimizers["agent"].state["step"])
         assert metrics["approx_kl"] > 1e-9
     assert steps == {None: 40, 1e-9: 4}
 
@@ -312,7 +311,10 @@ def test_default_folder_is_named_after_the_run():
 
 @pytest.mark.parametrize("options", [{"norm_obs": True}, {"env": "Pendulum-v1", "norm_obs": True, "norm_reward": True}])
 def test_checkpoint_restores_the_policy(options, monkeypatch):
-    """The restored policy acts as the trained one did: same log-probabilities, same samples."""
+    """The restored policy is the trained one to the bit, and acts as it did: same values, same samples.
+
+    Close, not equal: where a weight lies in memory can change the order in which a product is summed.
+    """
     kept = {}
 
     def save_and_keep(run_dir, args, agent, *rest):
@@ -324,12 +326,14 @@ def test_checkpoint_restores_the_policy(options, monkeypatch):
     train(Args(run_dir="run", **SHORT, **options))
     agent, envs, checkpoint = restore("run")
     obs = torch.randn(50, *envs.single_observation_space.shape) * 2
-    assert torch.equal(agent.value(obs), kept["agent"].value(obs))
+    for name, tensor in kept["agent"].state_dict().items():
+        assert torch.equal(tensor, agent.state_dict()[name]), name
+    torch.testing.assert_close(agent.value(obs), kept["agent"].value(obs))
     samples = []
     for each in (agent, kept["agent"]):
         torch.manual_seed(3)
         samples.append(each.policy(obs).sample())
-    assert torch.equal(*samples)
+    torch.testing.assert_close(*samples)
     assert checkpoint["algorithm"] == "ppo_clip" and checkpoint["args"]["env"] == Args(**options).env
     assert agent.obs_statistics.count > 0
     assert not Path("run/checkpoint.pt.tmp").exists()
