@@ -255,12 +255,12 @@ class Adam:
         moments = {"first_moment": torch.zeros_like(self.vector), "second_moment": torch.zeros_like(self.vector)}
         self.state = {"step": torch.zeros((), device=self.vector.device), **moments}
 
-    def minimize(self, loss: Tensor, max_grad_norm: float) -> None:
+    def minimize(self, loss: Tensor, max_grad_norm: float = math.inf) -> None:
         """Take one step down the gradient of the loss, scaled down to max_grad_norm where it is longer."""
         self.grad.zero_()
         loss.backward()
         self.grad *= (max_grad_norm / (self.grad.norm() + 1e-6)).clamp(max=1.0)
-        step, *moments = ([tensor] for tensor in self.state.values())
+        step, *moments = ([self.state[name]] for name in ("step", "first_moment", "second_moment"))
         options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
         adam([self.vector], [self.grad], *moments, [], step, lr=self.learning_rate, fused=True, **options)
 
@@ -408,9 +408,9 @@ def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Te
     return torch.min(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)
 
 
-def standardized(advantages: Tensor) -> Tensor:
-    std, mean = torch.std_mean(advantages, correction=0)
-    return (advantages - mean) / (std + 1e-8)
+def standardized(x: Tensor) -> Tensor:
+    std, mean = torch.std_mean(x, correction=0)
+    return (x - mean) / (std + 1e-8)
 
 
 def explained_variance(batch: Batch) -> float:

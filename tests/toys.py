@@ -123,3 +123,37 @@ register("MultiDiscreteAction", AnySpaces, kwargs={"observation_space": image, "
 register("IntegerBox", AnySpaces, kwargs={"observation_space": image, "action_space": Box(0, 5, (2,), np.int64)})
 graph = Graph(node_space=Box(0, 1, (2,)), edge_space=None)
 register("GraphObservation", AnySpaces, kwargs={"observation_space": graph, "action_space": Discrete(2)})
+
+
+class Delayed(VectorEnv):
+    """Six steps; each pays noise of standard deviation 1, and the last one also what the first action chose: 0 or 1."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    single_observation_space, single_action_space = Box(0.0, 6.0, (1,)), Discrete(2)
+
+    def __init__(self, num_envs=1, **_):
+        self.num_envs = num_envs
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def observe(self):
+        return np.full((self.num_envs, 1), self.age, np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.age = 0
+        return self.observe(), {}
+
+    def step(self, actions):
+        resets = self.age == 6
+        self.age = 0 if resets else self.age + 1
+        rewards = self.np_random.standard_normal(self.num_envs) * (not resets)
+        if self.age == 1:
+            self.first_actions = actions
+        if self.age == 6:
+            rewards += self.first_actions
+        return self.observe(), rewards, np.full(self.num_envs, self.age == 6), np.zeros(self.num_envs, bool), {}
+
+
+register("Delayed", None, vector_entry_point=Delayed)
+register("OneStateEndless", OneState)

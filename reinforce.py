@@ -1,0 +1,520 @@
+"""REINFORCE: the score function weighted by the returns of whole episodes.
+
+Each iteration plays one episode in every environment with the policy π_θ and takes one step along the gradient that
+they estimate. Actions of good episodes become more likely, of bad ones less. An action cannot change what was paid
+before it, so the reward-to-go R̂_t can take the place of the total return R(τ) as its weight, and is less noisy.
+
+    ∇J(θ) = E_τ[ Σ_t ∇log π_θ(a_t | s_t) R̂_t ],   R̂_t = Σ_{t' ≥ t} γ^(t'−t) r_{t'}
+
+Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning", section 5;
+with R̂_t, Sutton and Barto 2018, section 13.3. A discounted J asks for γ^t before R̂_t, which is left out, as is usual.
+
+    python reinforce.py --env CartPole-v1
+    python reinforce.py --env CartPole-v1 --no-reward-to-go --seed 2
+    python reinforce.py --env InvertedPendulum-v5 --num-envs 8 --vectorization-mode async --norm-obs
+"""
+
+import contextlib
+import csv
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+import tqdm
+import tyro
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers.vector import ClipAction, FlattenObservation, TransformAction
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.optim.adam import adam
+
+import gae_fast
+
+# -------------------------------------------------------- Args --------------------------------------------------------
+
+# What a number may be: its type, the words for it, and the test.
+REAL = (int, float)
+Seed = Annotated[int, "a whole number in [0, 2^63)", lambda x: type(x) is int and 0 <= x < 2**63]
+Count = Annotated[int, "a whole number, 1 or more", lambda x: type(x) is int and x >= 1]
+Fraction = Annotated[float, "a number in [0, 1]", lambda x: isinstance(x, REAL) and 0 <= x <= 1]
+Rate = Annotated[float, "a finite number, 0 or more", lambda x: isinstance(x, REAL) and 0 <= x < math.inf]
+
+
+@dataclasses.dataclass
+class Args:
+    env: str = "CartPole-v1"
+    """Gymnasium environment; `module:EnvId` imports the module first"""
+    seed: Seed = 1
+    """seed of all that is random: environments, networks, sampling, shuffling"""
+    total_timesteps: Count = 300_000
+    """environment steps to train for; the rollout that reaches them is the last"""
+    num_envs: Count = 32
+    """environments stepped side by side"""
+    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
+    """how Gymnasium steps them; None takes the native vector environment where there is one, else sync"""
+    gamma: Fraction = 0.98
+    """discount γ"""
+    norm_obs: bool = False
+    """standardise observations by the mean and variance of the rollouts before, and clip them to ±10"""
+    norm_reward: bool = False
+    """divide rewards by the running standard deviation of the discounted sum of past rewards"""
+    anneal_lr: bool = True
+    """lower the learning rate linearly to 0 over the run"""
+    device: str = "auto"
+    """where the networks live: cpu, cuda, …; auto takes cuda where there is one"""
+    run_dir: str | None = None
+    """folder to write, new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>"""
+    tensorboard: bool = False
+    """write TensorBoard event files too"""
+    quiet: bool = False
+    """show no progress bar and no closing line"""
+
+    learning_rate: Rate = 1e-2
+    """Adam's step size"""
+    reward_to_go: bool = True
+    """weight each action by the return from it on; otherwise by its whole episode's return"""
+    norm_returns: bool = True
+    """standardise the weights over the steps of an iteration"""
+    max_episode_steps: Count = 10_000
+    """an episode that has not ended after so many steps is cut there, as by a time limit"""
+
+
+class ArgumentError(ValueError):
+    """An argument cannot be used; the message names it and says what was expected and what came."""
+
+
+def check_args(args: Args) -> None:
+    """Raise ArgumentError for a value that no run could use."""
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
+        expected, is_valid = getattr(field.type, "__metadata__", anything_else)
+        if not is_valid(value):
+            raise ArgumentError(f"--{field.name.replace('_', '-')}: expected {expected}, got {value!r}")
+    if args.run_dir and Path(args.run_dir).exists() and (Path(args.run_dir).is_file() or os.listdir(args.run_dir)):
+        raise ArgumentError(f"--run-dir: expected a new or empty folder, got {args.run_dir!r}")
+    if args.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise ArgumentError("--tensorboard: expected the package tensorboard to be installed, found none")
+    check_update_args(args)
+
+
+# ------------------------------------------------------ make_envs -----------------------------------------------------
+
+
+def make_envs(args: Args) -> VectorEnv:
+    """Make the vector environment, with flat observations and with actions counted from 0 or clipped to their bounds.
+
+    Raises ArgumentError if Gymnasium cannot make it or if an Agent cannot act in it.
+    """
+    try:
+        envs = gymnasium.make_vec(args.env, args.num_envs, args.vectorization_mode)
+    except (gymnasium.error.Error, ImportError, ValueError) as error:
+        raise ArgumentError(f"--env: expected one that Gymnasium can make, got {args.env!r}: {error}") from error
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    is_real_box = isinstance(action_space, Box) and action_space.dtype.kind == "f"
+    autoreset_mode = envs.metadata.get("autoreset_mode")
+    refusal = None
+    if not obs_space.is_np_flattenable:
+        refusal = f"expected observations that can be flattened, got {obs_space}"
+    elif not isinstance(action_space, Discrete) and not is_real_box:
+        refusal = f"expected Discrete or real-valued Box actions, got {action_space}"
+    elif autoreset_mode != AutoresetMode.NEXT_STEP:
+        refusal = f"expected next-step autoreset, got {autoreset_mode}; --vectorization-mode sync may help"
+    elif envs.num_envs != args.num_envs:
+        refusal = f"expected num_envs = {args.num_envs} environments, got {envs.num_envs}"
+    if refusal:
+        envs.close()
+        raise ArgumentError(f"--env {args.env}: {refusal}")
+
+    if not isinstance(obs_space, Box) or len(obs_space.shape) != 1:
+        envs = FlattenObservation(envs)
+    if isinstance(action_space, Box):
+        envs = ClipAction(envs)
+    elif action_space.start != 0:
+        counted_from_0 = Discrete(action_space.n)
+        envs = TransformAction(envs, lambda action: action + action_space.start, single_action_space=counted_from_0)
+    return envs
+
+
+# -------------------------------------------------------- Agent -------------------------------------------------------
+
+
+def mlp(num_inputs: int, num_outputs: int, head_gain: float) -> nn.Sequential:
+    """Two hidden layers of 64 tanh units, with orthogonal weights and zero biases."""
+    hidden = [nn.Linear(num_inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()]
+    layers = nn.Sequential(*hidden, nn.Linear(64, num_outputs))
+    for layer, gain in zip(layers[::2], (math.sqrt(2), math.sqrt(2), head_gain)):
+        nn.init.orthogonal_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
+    return layers
+
+
+class RunningStatistics(nn.Module):
+    """Mean and variance of all rows seen so far, in buffers, so that a checkpoint carries them."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+        self.register_buffer("count", torch.tensor(0))
+
+    def update(self, rows: Tensor) -> None:
+        """Take in rows of shape (B, *shape), B ≥ 1. Chan et al. 1979: the moments of two samples joined."""
+        var, mean = torch.var_mean(rows, dim=0, correction=0)
+        self.count += len(rows)
+        share = len(rows) / self.count
+        delta = mean - self.mean
+        self.mean += share * delta
+        self.var = (1 - share) * self.var + share * (var + (1 - share) * delta.square())
+
+
+class Agent(nn.Module):
+    """A policy π(a | s)."""
+
+    def __init__(self, obs_space: Box, action_space: Box | Discrete, norm_obs: bool) -> None:
+        super().__init__()
+        (num_obs,) = obs_space.shape
+        self.discrete = isinstance(action_space, Discrete)
+        self.action_shape = action_space.shape
+        num_outputs = int(action_space.n) if self.discrete else math.prod(self.action_shape)
+        self.actor = mlp(num_obs, num_outputs, head_gain=0.01)
+        if not self.discrete:
+            self.log_std = nn.Parameter(torch.zeros(self.action_shape))
+        self.norm_obs = norm_obs
+        self.obs_statistics = RunningStatistics(num_obs)
+        self.reward_statistics = RunningStatistics()
+
+    def policy(self, obs: Tensor) -> Distribution:
+        """π(· | s) for obs (…, num_obs): a Categorical, or a diagonal Normal with one log_std for all states."""
+        output = self.actor(self.standardize(obs))
+        if self.discrete:
+            return Categorical(logits=output, validate_args=False)
+        mean = output.reshape(*obs.shape[:-1], *self.action_shape)
+        normal = Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False)
+        return Independent(normal, len(self.action_shape), validate_args=False)
+
+    def standardize(self, obs: Tensor) -> Tensor:
+        if not self.norm_obs:
+            return obs
+        return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10, 10)
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015) on one vector, of which the parameters and their gradients become views.
+
+    So a step takes a few kernels in all, not a few for each layer. Move the module to its device before. The arithmetic
+    is torch's own; its class of this name would first take a second to import torch._dynamo.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        parameters = list(parameters)
+        sizes = [parameter.numel() for parameter in parameters]
+        self.vector = nn.utils.parameters_to_vector(parameters).detach()
+        self.grad = torch.zeros_like(self.vector)
+        for parameter, data, grad in zip(parameters, self.vector.split(sizes), self.grad.split(sizes)):
+            parameter.data = data.view_as(parameter)
+            parameter.grad = grad.view_as(parameter)
+        self.initial_learning_rate = self.learning_rate = learning_rate
+        moments = {"first_moment": torch.zeros_like(self.vector), "second_moment": torch.zeros_like(self.vector)}
+        self.state = {"step": torch.zeros((), device=self.vector.device), **moments}
+
+    def minimize(self, loss: Tensor, max_grad_norm: float = math.inf) -> None:
+        """Take one step down the gradient of the loss, scaled down to max_grad_norm where it is longer."""
+        self.grad.zero_()
+        loss.backward()
+        self.grad *= (max_grad_norm / (self.grad.norm() + 1e-6)).clamp(max=1.0)
+        step, *moments = ([self.state[name]] for name in ("step", "first_moment", "second_moment"))
+        options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        adam([self.vector], [self.grad], *moments, [], step, lr=self.learning_rate, fused=True, **options)
+
+
+# ------------------------------------------------------- rollout ------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """The B steps of one whole episode of every environment, every field of shape (B, …)."""
+
+    obs: Tensor  # as the environment gave them
+    actions: Tensor  # as the policy drew them, before clipping to their bounds
+    log_probs: Tensor  # log π_old(a_t | s_t)
+    rewards_to_go: Tensor  # R̂_t
+    total_returns: Tensor  # R(τ) of the step's episode
+
+
+class Episodes:
+    """Where every environment stands between two rollouts, and the returns and lengths of the last 100 episodes."""
+
+    def __init__(self, envs: VectorEnv, seed: int) -> None:
+        # Sync and async environments are seeded with seed + i: unhashed, seeds 1 and 2 would share all but one of them.
+        self.obs, _ = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        self.dones = np.zeros(envs.num_envs, bool)
+        self.running_return = np.zeros(envs.num_envs)  # so far, undiscounted, as the environment pays it
+        self.running_length = np.zeros(envs.num_envs, int)
+        self.discounted_sum = np.zeros(envs.num_envs)
+        self.count = 0
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.recent_lengths: deque[int] = deque(maxlen=100)
+
+
+def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Batch:
+    """Play one episode in every environment and return the steps taken as a Batch.
+
+    All begin together. An environment whose episode is over waits for the others; what it does meanwhile is no step of
+    any episode, and nothing may see it. So every episode counts once and whole, be it short or long.
+    """
+    device = next(agent.parameters()).device
+    obs, actions, rewards, dones, is_step = [], [], [], [], []
+    episodes.obs, _ = envs.reset()
+    episodes.discounted_sum[:] = 0.0
+    is_over = np.zeros(envs.num_envs, bool)
+    with torch.no_grad():
+        while not is_over.all():
+            obs.append(np.array(episodes.obs, np.float32))
+            actions.append(agent.policy(torch.as_tensor(obs[-1], device=device)).sample())
+            action = actions[-1].cpu().numpy().copy()  # an environment may write into what it is given
+            episodes.obs, reward, termination, truncation, _ = envs.step(action)
+            is_step.append(~is_over)
+            rewards.append(np.where(is_over, 0.0, reward))
+            dones.append(~is_over & (termination | truncation | (len(obs) == args.max_episode_steps)))
+            is_over = is_over | dones[-1]
+
+    obs, rewards, dones, is_step = (np.stack(x) for x in (obs, rewards, dones, is_step))
+    record_episodes(episodes, rewards, dones, is_step)
+    if args.norm_reward:
+        rewards = normalize_rewards(episodes, rewards, is_step, args.gamma, agent.reward_statistics)
+
+    rewards_to_go = gae_fast.rewards_to_go(rewards, dones, args.gamma)
+    total_returns = np.broadcast_to(rewards_to_go[0], rewards.shape)
+    returns = (torch.as_tensor(x[is_step], dtype=torch.float32, device=device) for x in (rewards_to_go, total_returns))
+    rows = torch.as_tensor(is_step, device=device)
+    obs, actions = torch.as_tensor(obs, device=device)[rows], torch.stack(actions)[rows]
+    with torch.no_grad():
+        log_probs = agent.policy(obs).log_prob(actions)
+    return Batch(obs, actions, log_probs, *returns)
+
+
+def record_episodes(episodes: Episodes, rewards: np.ndarray, dones: np.ndarray, is_step: np.ndarray) -> None:
+    """Add the rewards (T, N) to the episodes under way, and note the return and length of those that end."""
+    returns = episodes.running_return + rewards.cumsum(axis=0)
+    lengths = episodes.running_length + is_step.cumsum(axis=0)
+    for t, n in np.argwhere(dones):
+        episodes.recent_returns.append(float(returns[t, n]))
+        episodes.recent_lengths.append(int(lengths[t, n]))
+        returns[t:, n] -= returns[t, n]
+        lengths[t:, n] -= lengths[t, n]
+    episodes.count += int(dones.sum())
+    episodes.running_return, episodes.running_length = returns[-1], lengths[-1]
+
+
+def normalize_rewards(
+    episodes: Episodes, rewards: np.ndarray, is_step: np.ndarray, gamma: float, statistics: RunningStatistics
+) -> np.ndarray:
+    """Divide the rewards (T, N) by the running standard deviation of S_t = γ S_{t−1} + r_t, begun anew each episode."""
+    discounted_sums = np.empty_like(rewards)
+    for t in range(len(rewards)):
+        so_far = gamma * episodes.discounted_sum * is_step[t]  # 0 on a row that only resets
+        episodes.discounted_sum = so_far + rewards[t]
+        discounted_sums[t] = episodes.discounted_sum
+    statistics.update(torch.as_tensor(discounted_sums[is_step], dtype=torch.float32, device=statistics.mean.device))
+    return rewards / math.sqrt(statistics.var.item() + 1e-8)
+
+
+# ------------------------------------------------------- update -------------------------------------------------------
+
+
+def check_update_args(args: Args) -> None:
+    """Raise ArgumentError if all weights would be equal, and so standardised to 0."""
+    if args.num_envs == 1 and args.norm_returns and not args.reward_to_go:
+        raise ArgumentError("--num-envs: expected 2 or more with --no-reward-to-go and --norm-returns, got 1")
+
+
+def make_optimizers(agent: Agent, args: Args) -> dict[str, Adam]:
+    return {"policy": Adam(agent.parameters(), args.learning_rate)}
+
+
+def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) -> dict[str, float]:
+    """Take the step of REINFORCE on one episode of each environment; return the metrics."""
+    weights = batch.rewards_to_go if args.reward_to_go else batch.total_returns
+    if args.norm_returns:
+        weights = standardized(weights)
+    policy = agent.policy(batch.obs)
+    # A sum over each episode's steps, averaged over episodes; to divide by the number of steps would bias it.
+    policy_loss = -(policy.log_prob(batch.actions) * weights).sum() / args.num_envs
+    optimizers["policy"].minimize(policy_loss)
+
+    with torch.no_grad():
+        log_ratio = agent.policy(batch.obs).log_prob(batch.actions) - batch.log_probs
+    return {
+        "policy_loss": policy_loss.item(),
+        "entropy": policy.entropy().mean().item(),
+        "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),  # k3 of joschu.net/blog/kl-approx.html
+    }
+
+
+def standardized(x: Tensor) -> Tensor:
+    std, mean = torch.std_mean(x, correction=0)
+    return (x - mean) / (std + 1e-8)
+
+
+# -------------------------------------------------------- train -------------------------------------------------------
+
+
+def train(args: Args) -> list[dict[str, Any]]:
+    """Train an agent, write the run's folder, and return the rows of its metrics.csv.
+
+    Seeds torch's global generator and limits torch to one thread. Raises ArgumentError, before anything is written, for
+    an argument that cannot be used.
+    """
+    check_args(args)
+    device = find_device(args.device)
+    torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
+    torch.manual_seed(args.seed)
+    with contextlib.ExitStack() as stack:
+        envs = stack.enter_context(contextlib.closing(make_envs(args)))
+        agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs).to(device)
+        optimizers = make_optimizers(agent, args)
+        episodes = Episodes(envs, args.seed)
+        run_dir = make_run_dir(args)
+        log = stack.enter_context(contextlib.closing(Log(run_dir, args)))
+        start, global_step = time.perf_counter(), 0
+
+        while global_step < args.total_timesteps:
+            progress = global_step / args.total_timesteps
+            learning_rate = set_learning_rate(optimizers, 1 - progress if args.anneal_lr else 1.0)
+            batch = rollout(envs, agent, episodes, args)
+            metrics = update(agent, optimizers, batch, args)
+            if args.norm_obs:  # not before: π_θ and π_old must see the same observations
+                agent.obs_statistics.update(batch.obs)
+
+            global_step += len(batch.obs)
+            seconds = time.perf_counter() - start
+            returns, lengths = episodes.recent_returns, episodes.recent_lengths
+            row = {
+                "global_step": global_step,
+                "wall_time": round(seconds, 3),
+                "episodes": episodes.count,
+                "episodic_return": sum(returns) / len(returns) if returns else None,
+                "episodic_length": sum(lengths) / len(lengths) if lengths else None,
+                "SPS": int(global_step / seconds),
+                **metrics,
+                "learning_rate": learning_rate,
+            }
+            log.write(row)
+            if int(10 * global_step / args.total_timesteps) > int(10 * progress):
+                save_checkpoint(run_dir, args, agent, optimizers, global_step)
+
+    if not args.quiet:
+        outcome = (
+            f"return {row['episodic_return']:.1f}, mean of {len(returns)} episodes" if returns else "no episode ended"
+        )
+        print(f"{args.env}: {outcome}; {global_step:,} steps in {seconds:.1f} s; {run_dir}")
+    return log.rows
+
+
+def find_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+        return device
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # torch raises all of these
+        raise ArgumentError(f"--device: expected one that torch finds here, got {name!r}: {error}") from error
+
+
+def make_run_dir(args: Args) -> Path:
+    """Make the run's folder and its config.json: the arguments, and the versions of what they ran on."""
+    algorithm = Path(__file__).stem
+    name = f"{args.env}__{algorithm}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    run_dir = Path(args.run_dir or f"runs/{name.replace('/', '-').replace(':', '-')}")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=bool(args.run_dir))
+    except OSError as error:
+        raise ArgumentError(f"--run-dir: expected a folder that can be made, got {str(run_dir)!r}: {error}") from error
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gymnasium": gymnasium.__version__,
+        "gae_fast": gae_fast.__version__,
+        "gae_fast_compiled": gae_fast.COMPILED,
+    }
+    config = {"algorithm": algorithm, **dataclasses.asdict(args), **versions}
+    (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return run_dir
+
+
+def set_learning_rate(optimizers: dict[str, Adam], fraction: float) -> float:
+    """Set each optimizer's learning rate to a fraction of its first one; return the first optimizer's."""
+    for optimizer in optimizers.values():
+        optimizer.learning_rate = fraction * optimizer.initial_learning_rate
+    return next(iter(optimizers.values())).learning_rate
+
+
+class Log:
+    """Where rows go: the list that train returns, metrics.csv, the progress bar and, if asked for, TensorBoard."""
+
+    def __init__(self, run_dir: Path, args: Args) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.file = open(run_dir / "metrics.csv", "w", newline="", buffering=1)  # a line is written when it is complete
+        self.bar = tqdm.tqdm(total=args.total_timesteps, unit="step", disable=args.quiet)
+        self.tensorboard = None
+        if args.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # here, as few runs need it and it is slow to import
+
+            self.tensorboard = SummaryWriter(run_dir)
+
+    def write(self, row: dict[str, Any]) -> None:
+        writer = csv.writer(self.file)
+        if not self.rows:
+            writer.writerow(row)
+        writer.writerow(row.values())
+        self.rows.append(row)
+        if row["episodic_return"] is not None:
+            self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)
+        self.bar.update(min(row["global_step"], self.bar.total) - self.bar.n)
+        if self.tensorboard:
+            charts = ("episodes", "episodic_return", "episodic_length", "SPS", "learning_rate")  # as in CleanRL
+            for name in row.keys() - {"global_step", "wall_time"}:
+                if row[name] is not None:
+                    tag = f"{'charts' if name in charts else 'losses'}/{name}"
+                    self.tensorboard.add_scalar(tag, row[name], row["global_step"])
+
+    def close(self) -> None:
+        self.file.close()
+        self.bar.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+
+
+def save_checkpoint(run_dir: Path, args: Args, agent: Agent, optimizers: dict[str, Adam], global_step: int) -> None:
+    """Write checkpoint.pt, whole or not at all, for torch.load(..., weights_only=True)."""
+    checkpoint = {
+        "algorithm": Path(__file__).stem,
+        "args": dataclasses.asdict(args),
+        "global_step": global_step,
+        "agent": agent.state_dict(),
+        "optimizers": {name: optimizer.state for name, optimizer in optimizers.items()},
+    }
+    torch.save(checkpoint, run_dir / "checkpoint.pt.tmp")
+    os.replace(run_dir / "checkpoint.pt.tmp", run_dir / "checkpoint.pt")
+
+
+if __name__ == "__main__":
+    try:
+        train(tyro.cli(Args))
+    except ArgumentError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")

@@ -1,0 +1,556 @@
+"""VPG: the vanilla policy gradient, with a value function as baseline and generalised advantage estimation.
+
+Each iteration collects a rollout with the policy π_θ, takes one step along the gradient that it estimates, and fits the
+value function V to the rollout's returns by regression. V is what turns returns into advantages Â, which say how much
+better an action was than the policy's average one; λ trades their variance (λ = 1: Monte-Carlo returns minus V) for
+bias (λ = 0: one-step TD errors).
+
+    ∇J(θ) = E_t[ ∇log π_θ(a_t | s_t) Â_t ],   Â_t = Σ_l (γλ)^l δ_{t+l},   δ_t = r_t + γ V(s_{t+1}) − V(s_t)
+
+Sutton et al. 2000, "Policy Gradient Methods for Reinforcement Learning with Function Approximation", Theorem 1.
+Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation" (arXiv 1506.02438),
+eq. 16 and 28.
+
+    python vpg.py --env CartPole-v1
+    python vpg.py --env Acrobot-v1 --gae-lambda 1 --seed 2
+    python vpg.py --env InvertedPendulum-v5 --num-envs 8 --vectorization-mode async --norm-obs
+"""
+
+import contextlib
+import csv
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+import tqdm
+import tyro
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers.vector import ClipAction, FlattenObservation, TransformAction
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, Normal
+from torch.optim.adam import adam
+
+import gae_fast
+
+# -------------------------------------------------------- Args --------------------------------------------------------
+
+# What a number may be: its type, the words for it, and the test.
+REAL = (int, float)
+Seed = Annotated[int, "a whole number in [0, 2^63)", lambda x: type(x) is int and 0 <= x < 2**63]
+Count = Annotated[int, "a whole number, 1 or more", lambda x: type(x) is int and x >= 1]
+Steps = Annotated[int, "a whole number, 2 or more", lambda x: type(x) is int and x >= 2]
+Fraction = Annotated[float, "a number in [0, 1]", lambda x: isinstance(x, REAL) and 0 <= x <= 1]
+Rate = Annotated[float, "a finite number, 0 or more", lambda x: isinstance(x, REAL) and 0 <= x < math.inf]
+
+
+@dataclasses.dataclass
+class Args:
+    env: str = "CartPole-v1"
+    """Gymnasium environment; `module:EnvId` imports the module first"""
+    seed: Seed = 1
+    """seed of all that is random: environments, networks, sampling, shuffling"""
+    total_timesteps: Count = 200_000
+    """environment steps to train for; the rollout that reaches them is the last"""
+    num_envs: Count = 32
+    """environments stepped side by side"""
+    num_steps: Steps = 32
+    """steps of each environment in a rollout; 1 would not do, as it may only reset"""
+    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
+    """how Gymnasium steps them; None takes the native vector environment where there is one, else sync"""
+    gamma: Fraction = 0.98
+    """discount γ"""
+    gae_lambda: Fraction = 0.95
+    """λ of generalised advantage estimation"""
+    norm_obs: bool = False
+    """standardise observations by the mean and variance of the rollouts before, and clip them to ±10"""
+    norm_reward: bool = False
+    """divide rewards by the running standard deviation of the discounted sum of past rewards"""
+    anneal_lr: bool = True
+    """lower the learning rate linearly to 0 over the run"""
+    device: str = "auto"
+    """where the networks live: cpu, cuda, …; auto takes cuda where there is one"""
+    run_dir: str | None = None
+    """folder to write, new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>"""
+    tensorboard: bool = False
+    """write TensorBoard event files too"""
+    quiet: bool = False
+    """show no progress bar and no closing line"""
+
+    learning_rate: Rate = 3e-3
+    """Adam's step size for the policy"""
+    norm_adv: bool = True
+    """standardise the advantages of each rollout"""
+    value_learning_rate: Rate = 1e-3
+    """Adam's step size for the value function"""
+    value_epochs: Count = 5
+    """passes over each rollout that fit the value function"""
+    num_minibatches: Count = 4
+    """minibatches per pass; a divisor of num_envs * num_steps that leaves at least 2 steps in each"""
+
+
+class ArgumentError(ValueError):
+    """An argument cannot be used; the message names it and says what was expected and what came."""
+
+
+def check_args(args: Args) -> None:
+    """Raise ArgumentError for a value that no run could use."""
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
+        expected, is_valid = getattr(field.type, "__metadata__", anything_else)
+        if not is_valid(value):
+            raise ArgumentError(f"--{field.name.replace('_', '-')}: expected {expected}, got {value!r}")
+    if args.run_dir and Path(args.run_dir).exists() and (Path(args.run_dir).is_file() or os.listdir(args.run_dir)):
+        raise ArgumentError(f"--run-dir: expected a new or empty folder, got {args.run_dir!r}")
+    if args.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise ArgumentError("--tensorboard: expected the package tensorboard to be installed, found none")
+    check_update_args(args)
+
+
+# ------------------------------------------------------ make_envs -----------------------------------------------------
+
+
+def make_envs(args: Args) -> VectorEnv:
+    """Make the vector environment, with flat observations and with actions counted from 0 or clipped to their bounds.
+
+    Raises ArgumentError if Gymnasium cannot make it or if an Agent cannot act in it.
+    """
+    try:
+        envs = gymnasium.make_vec(args.env, args.num_envs, args.vectorization_mode)
+    except (gymnasium.error.Error, ImportError, ValueError) as error:
+        raise ArgumentError(f"--env: expected one that Gymnasium can make, got {args.env!r}: {error}") from error
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    is_real_box = isinstance(action_space, Box) and action_space.dtype.kind == "f"
+    autoreset_mode = envs.metadata.get("autoreset_mode")
+    refusal = None
+    if not obs_space.is_np_flattenable:
+        refusal = f"expected observations that can be flattened, got {obs_space}"
+    elif not isinstance(action_space, Discrete) and not is_real_box:
+        refusal = f"expected Discrete or real-valued Box actions, got {action_space}"
+    elif autoreset_mode != AutoresetMode.NEXT_STEP:
+        refusal = f"expected next-step autoreset, got {autoreset_mode}; --vectorization-mode sync may help"
+    elif envs.num_envs != args.num_envs:
+        refusal = f"expected num_envs = {args.num_envs} environments, got {envs.num_envs}"
+    if refusal:
+        envs.close()
+        raise ArgumentError(f"--env {args.env}: {refusal}")
+
+    if not isinstance(obs_space, Box) or len(obs_space.shape) != 1:
+        envs = FlattenObservation(envs)
+    if isinstance(action_space, Box):
+        envs = ClipAction(envs)
+    elif action_space.start != 0:
+        counted_from_0 = Discrete(action_space.n)
+        envs = TransformAction(envs, lambda action: action + action_space.start, single_action_space=counted_from_0)
+    return envs
+
+
+# -------------------------------------------------------- Agent -------------------------------------------------------
+
+
+def mlp(num_inputs: int, num_outputs: int, head_gain: float) -> nn.Sequential:
+    """Two hidden layers of 64 tanh units, with orthogonal weights and zero biases."""
+    hidden = [nn.Linear(num_inputs, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()]
+    layers = nn.Sequential(*hidden, nn.Linear(64, num_outputs))
+    for layer, gain in zip(layers[::2], (math.sqrt(2), math.sqrt(2), head_gain)):
+        nn.init.orthogonal_(layer.weight, gain)
+        nn.init.zeros_(layer.bias)
+    return layers
+
+
+class RunningStatistics(nn.Module):
+    """Mean and variance of all rows seen so far, in buffers, so that a checkpoint carries them."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+        self.register_buffer("count", torch.tensor(0))
+
+    def update(self, rows: Tensor) -> None:
+        """Take in rows of shape (B, *shape), B ≥ 1. Chan et al. 1979: the moments of two samples joined."""
+        var, mean = torch.var_mean(rows, dim=0, correction=0)
+        self.count += len(rows)
+        share = len(rows) / self.count
+        delta = mean - self.mean
+        self.mean += share * delta
+        self.var = (1 - share) * self.var + share * (var + (1 - share) * delta.square())
+
+
+class Agent(nn.Module):
+    """A policy π(a | s) and a value function V(s), two separate networks over the same observations."""
+
+    def __init__(self, obs_space: Box, action_space: Box | Discrete, norm_obs: bool) -> None:
+        super().__init__()
+        (num_obs,) = obs_space.shape
+        self.discrete = isinstance(action_space, Discrete)
+        self.action_shape = action_space.shape
+        num_outputs = int(action_space.n) if self.discrete else math.prod(self.action_shape)
+        self.actor = mlp(num_obs, num_outputs, head_gain=0.01)
+        self.critic = mlp(num_obs, 1, head_gain=1.0)
+        if not self.discrete:
+            self.log_std = nn.Parameter(torch.zeros(self.action_shape))
+        self.norm_obs = norm_obs
+        self.obs_statistics = RunningStatistics(num_obs)
+        self.reward_statistics = RunningStatistics()
+
+    def policy(self, obs: Tensor) -> Distribution:
+        """π(· | s) for obs (…, num_obs): a Categorical, or a diagonal Normal with one log_std for all states."""
+        output = self.actor(self.standardize(obs))
+        if self.discrete:
+            return Categorical(logits=output, validate_args=False)
+        mean = output.reshape(*obs.shape[:-1], *self.action_shape)
+        normal = Normal(mean, self.log_std.exp().expand_as(mean), validate_args=False)
+        return Independent(normal, len(self.action_shape), validate_args=False)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """V(s) for obs (…, num_obs), of shape (…)."""
+        return self.critic(self.standardize(obs)).squeeze(-1)
+
+    def standardize(self, obs: Tensor) -> Tensor:
+        if not self.norm_obs:
+            return obs
+        return ((obs - self.obs_statistics.mean) / (self.obs_statistics.var + 1e-8).sqrt()).clamp(-10, 10)
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015) on one vector, of which the parameters and their gradients become views.
+
+    So a step takes a few kernels in all, not a few for each layer. Move the module to its device before. The arithmetic
+    is torch's own; its class of this name would first take a second to import torch._dynamo.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
+        parameters = list(parameters)
+        sizes = [parameter.numel() for parameter in parameters]
+        self.vector = nn.utils.parameters_to_vector(parameters).detach()
+        self.grad = torch.zeros_like(self.vector)
+        for parameter, data, grad in zip(parameters, self.vector.split(sizes), self.grad.split(sizes)):
+            parameter.data = data.view_as(parameter)
+            parameter.grad = grad.view_as(parameter)
+        self.initial_learning_rate = self.learning_rate = learning_rate
+        moments = {"first_moment": torch.zeros_like(self.vector), "second_moment": torch.zeros_like(self.vector)}
+        self.state = {"step": torch.zeros((), device=self.vector.device), **moments}
+
+    def minimize(self, loss: Tensor, max_grad_norm: float = math.inf) -> None:
+        """Take one step down the gradient of the loss, scaled down to max_grad_norm where it is longer."""
+        self.grad.zero_()
+        loss.backward()
+        self.grad *= (max_grad_norm / (self.grad.norm() + 1e-6)).clamp(max=1.0)
+        step, *moments = ([self.state[name]] for name in ("step", "first_moment", "second_moment"))
+        options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        adam([self.vector], [self.grad], *moments, [], step, lr=self.learning_rate, fused=True, **options)
+
+
+# ------------------------------------------------------- rollout ------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """The B ≤ num_steps * num_envs steps of a rollout, every field of shape (B, …)."""
+
+    obs: Tensor  # as the environment gave them
+    actions: Tensor  # as the policy drew them, before clipping to their bounds
+    log_probs: Tensor  # log π_old(a_t | s_t)
+    values: Tensor  # V_old(s_t)
+    advantages: Tensor  # Â_t
+    returns: Tensor  # Â_t + V_old(s_t), the value function's target
+
+
+class Episodes:
+    """Where every environment stands between two rollouts, and the returns and lengths of the last 100 episodes."""
+
+    def __init__(self, envs: VectorEnv, seed: int) -> None:
+        # Sync and async environments are seeded with seed + i: unhashed, seeds 1 and 2 would share all but one of them.
+        self.obs, _ = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        self.dones = np.zeros(envs.num_envs, bool)
+        self.running_return = np.zeros(envs.num_envs)  # so far, undiscounted, as the environment pays it
+        self.running_length = np.zeros(envs.num_envs, int)
+        self.discounted_sum = np.zeros(envs.num_envs)
+        self.count = 0
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.recent_lengths: deque[int] = deque(maxlen=100)
+
+
+def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Batch:
+    """Act num_steps times in every environment and return the steps taken as a Batch.
+
+    Gymnasium resets an environment on the step after an episode's last. The row of that step holds the episode's last
+    observation, from which a truncated episode bootstraps; it is no step of any episode, and nothing else may see it.
+    """
+    device = next(agent.parameters()).device
+    obs = np.empty((args.num_steps + 1, *episodes.obs.shape), np.float32)
+    rewards = np.empty((args.num_steps, envs.num_envs))
+    terminations, truncations = np.empty(rewards.shape, bool), np.empty(rewards.shape, bool)
+    actions = []
+    obs[0] = episodes.obs
+    with torch.no_grad():
+        for t in range(args.num_steps):
+            actions.append(agent.policy(torch.as_tensor(obs[t], device=device)).sample())
+            action = actions[t].cpu().numpy().copy()  # an environment may write into what it is given
+            obs[t + 1], rewards[t], terminations[t], truncations[t], _ = envs.step(action)
+
+    dones = terminations | truncations
+    is_step = ~np.concatenate([episodes.dones[None], dones[:-1]])  # what follows an episode's last step only resets
+    rewards[~is_step] = 0.0
+    episodes.obs, episodes.dones = obs[-1], dones[-1]
+    record_episodes(episodes, rewards, dones, is_step)
+    if args.norm_reward:
+        rewards = normalize_rewards(episodes, rewards, is_step, args.gamma, agent.reward_statistics)
+
+    with torch.no_grad():
+        obs, actions = torch.as_tensor(obs, device=device), torch.stack(actions)
+        log_probs, values = agent.policy(obs[:-1]).log_prob(actions), agent.value(obs)
+    targets = gae_fast.gae(rewards, values.cpu(), terminations, truncations, args.gamma, args.gae_lambda)
+    advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in targets)
+    rows = torch.as_tensor(is_step, device=device)
+    return Batch(*(x[rows] for x in (obs[:-1], actions, log_probs, values[:-1], advantages, returns)))
+
+
+def record_episodes(episodes: Episodes, rewards: np.ndarray, dones: np.ndarray, is_step: np.ndarray) -> None:
+    """Add the rewards (T, N) to the episodes under way, and note the return and length of those that end."""
+    returns = episodes.running_return + rewards.cumsum(axis=0)
+    lengths = episodes.running_length + is_step.cumsum(axis=0)
+    for t, n in np.argwhere(dones):
+        episodes.recent_returns.append(float(returns[t, n]))
+        episodes.recent_lengths.append(int(lengths[t, n]))
+        returns[t:, n] -= returns[t, n]
+        lengths[t:, n] -= lengths[t, n]
+    episodes.count += int(dones.sum())
+    episodes.running_return, episodes.running_length = returns[-1], lengths[-1]
+
+
+def normalize_rewards(
+    episodes: Episodes, rewards: np.ndarray, is_step: np.ndarray, gamma: float, statistics: RunningStatistics
+) -> np.ndarray:
+    """Divide the rewards (T, N) by the running standard deviation of S_t = γ S_{t−1} + r_t, begun anew each episode."""
+    discounted_sums = np.empty_like(rewards)
+    for t in range(len(rewards)):
+        so_far = gamma * episodes.discounted_sum * is_step[t]  # 0 on a row that only resets
+        episodes.discounted_sum = so_far + rewards[t]
+        discounted_sums[t] = episodes.discounted_sum
+    statistics.update(torch.as_tensor(discounted_sums[is_step], dtype=torch.float32, device=statistics.mean.device))
+    return rewards / math.sqrt(statistics.var.item() + 1e-8)
+
+
+# ------------------------------------------------------- update -------------------------------------------------------
+
+
+def check_update_args(args: Args) -> None:
+    """Raise ArgumentError if a rollout cannot be split into the minibatches asked for."""
+    batch_size = args.num_envs * args.num_steps
+    at_most = max(args.num_envs * (args.num_steps // 2) // 2, 1)  # 2 steps in each, if every other row only resets
+    if batch_size % args.num_minibatches or args.num_minibatches > at_most:
+        expected = f"a divisor of num_envs * num_steps = {batch_size}, at most {at_most}"
+        raise ArgumentError(f"--num-minibatches: expected {expected}, got {args.num_minibatches}")
+
+
+def make_optimizers(agent: Agent, args: Args) -> dict[str, Adam]:
+    policy = [parameter for name, parameter in agent.named_parameters() if not name.startswith("critic.")]
+    return {
+        "policy": Adam(policy, args.learning_rate),
+        "critic": Adam(agent.critic.parameters(), args.value_learning_rate),
+    }
+
+
+def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) -> dict[str, float]:
+    """Take the step of VPG on one rollout, then fit the critic to its returns; return the metrics."""
+    advantages = standardized(batch.advantages) if args.norm_adv else batch.advantages
+    policy = agent.policy(batch.obs)
+    policy_loss = -(policy.log_prob(batch.actions) * advantages).mean()  # its gradient is −∇J, Theorem 1
+    optimizers["policy"].minimize(policy_loss)
+    value_loss = fit_critic(agent, optimizers["critic"], batch, args)  # eq. 28, with Â + V as target
+
+    with torch.no_grad():
+        log_ratio = agent.policy(batch.obs).log_prob(batch.actions) - batch.log_probs
+    return {
+        "policy_loss": policy_loss.item(),
+        "value_loss": value_loss,
+        "entropy": policy.entropy().mean().item(),
+        "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),  # k3 of joschu.net/blog/kl-approx.html
+        "explained_variance": explained_variance(batch),
+    }
+
+
+def fit_critic(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> float:
+    """Fit V to the returns in passes of shuffled minibatches; return the mean loss, ½ (V − R̂)², of the last pass."""
+    for _ in range(args.value_epochs):
+        losses = []
+        for rows in torch.randperm(len(batch.obs), device=batch.obs.device).tensor_split(args.num_minibatches):
+            value_loss = 0.5 * (agent.value(batch.obs[rows]) - batch.returns[rows]).square().mean()
+            optimizer.minimize(value_loss)
+            losses.append(value_loss.detach())
+    return torch.stack(losses).mean().item()
+
+
+def standardized(x: Tensor) -> Tensor:
+    std, mean = torch.std_mean(x, correction=0)
+    return (x - mean) / (std + 1e-8)
+
+
+def explained_variance(batch: Batch) -> float:
+    """1 − Var(R̂ − V) / Var(R̂): 1 for a perfect critic, 0 for a constant one; NaN or −inf where all R̂ are equal."""
+    return (1 - (batch.returns - batch.values).var(correction=0) / batch.returns.var(correction=0)).item()
+
+
+# -------------------------------------------------------- train -------------------------------------------------------
+
+
+def train(args: Args) -> list[dict[str, Any]]:
+    """Train an agent, write the run's folder, and return the rows of its metrics.csv.
+
+    Seeds torch's global generator and limits torch to one thread. Raises ArgumentError, before anything is written, for
+    an argument that cannot be used.
+    """
+    check_args(args)
+    device = find_device(args.device)
+    torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
+    torch.manual_seed(args.seed)
+    with contextlib.ExitStack() as stack:
+        envs = stack.enter_context(contextlib.closing(make_envs(args)))
+        agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs).to(device)
+        optimizers = make_optimizers(agent, args)
+        episodes = Episodes(envs, args.seed)
+        run_dir = make_run_dir(args)
+        log = stack.enter_context(contextlib.closing(Log(run_dir, args)))
+        start, global_step = time.perf_counter(), 0
+
+        while global_step < args.total_timesteps:
+            progress = global_step / args.total_timesteps
+            learning_rate = set_learning_rate(optimizers, 1 - progress if args.anneal_lr else 1.0)
+            batch = rollout(envs, agent, episodes, args)
+            metrics = update(agent, optimizers, batch, args)
+            if args.norm_obs:  # not before: π_θ and π_old must see the same observations
+                agent.obs_statistics.update(batch.obs)
+
+            global_step += len(batch.obs)
+            seconds = time.perf_counter() - start
+            returns, lengths = episodes.recent_returns, episodes.recent_lengths
+            row = {
+                "global_step": global_step,
+                "wall_time": round(seconds, 3),
+                "episodes": episodes.count,
+                "episodic_return": sum(returns) / len(returns) if returns else None,
+                "episodic_length": sum(lengths) / len(lengths) if lengths else None,
+                "SPS": int(global_step / seconds),
+                **metrics,
+                "learning_rate": learning_rate,
+            }
+            log.write(row)
+            if int(10 * global_step / args.total_timesteps) > int(10 * progress):
+                save_checkpoint(run_dir, args, agent, optimizers, global_step)
+
+    if not args.quiet:
+        outcome = (
+            f"return {row['episodic_return']:.1f}, mean of {len(returns)} episodes" if returns else "no episode ended"
+        )
+        print(f"{args.env}: {outcome}; {global_step:,} steps in {seconds:.1f} s; {run_dir}")
+    return log.rows
+
+
+def find_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+        return device
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # torch raises all of these
+        raise ArgumentError(f"--device: expected one that torch finds here, got {name!r}: {error}") from error
+
+
+def make_run_dir(args: Args) -> Path:
+    """Make the run's folder and its config.json: the arguments, and the versions of what they ran on."""
+    algorithm = Path(__file__).stem
+    name = f"{args.env}__{algorithm}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    run_dir = Path(args.run_dir or f"runs/{name.replace('/', '-').replace(':', '-')}")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=bool(args.run_dir))
+    except OSError as error:
+        raise ArgumentError(f"--run-dir: expected a folder that can be made, got {str(run_dir)!r}: {error}") from error
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gymnasium": gymnasium.__version__,
+        "gae_fast": gae_fast.__version__,
+        "gae_fast_compiled": gae_fast.COMPILED,
+    }
+    config = {"algorithm": algorithm, **dataclasses.asdict(args), **versions}
+    (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return run_dir
+
+
+def set_learning_rate(optimizers: dict[str, Adam], fraction: float) -> float:
+    """Set each optimizer's learning rate to a fraction of its first one; return the first optimizer's."""
+    for optimizer in optimizers.values():
+        optimizer.learning_rate = fraction * optimizer.initial_learning_rate
+    return next(iter(optimizers.values())).learning_rate
+
+
+class Log:
+    """Where rows go: the list that train returns, metrics.csv, the progress bar and, if asked for, TensorBoard."""
+
+    def __init__(self, run_dir: Path, args: Args) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.file = open(run_dir / "metrics.csv", "w", newline="", buffering=1)  # a line is written when it is complete
+        self.bar = tqdm.tqdm(total=args.total_timesteps, unit="step", disable=args.quiet)
+        self.tensorboard = None
+        if args.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter  # here, as few runs need it and it is slow to import
+
+            self.tensorboard = SummaryWriter(run_dir)
+
+    def write(self, row: dict[str, Any]) -> None:
+        writer = csv.writer(self.file)
+        if not self.rows:
+            writer.writerow(row)
+        writer.writerow(row.values())
+        self.rows.append(row)
+        if row["episodic_return"] is not None:
+            self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)
+        self.bar.update(min(row["global_step"], self.bar.total) - self.bar.n)
+        if self.tensorboard:
+            charts = ("episodes", "episodic_return", "episodic_length", "SPS", "learning_rate")  # as in CleanRL
+            for name in row.keys() - {"global_step", "wall_time"}:
+                if row[name] is not None:
+                    tag = f"{'charts' if name in charts else 'losses'}/{name}"
+                    self.tensorboard.add_scalar(tag, row[name], row["global_step"])
+
+    def close(self) -> None:
+        self.file.close()
+        self.bar.close()
+        if self.tensorboard:
+            self.tensorboard.close()
+
+
+def save_checkpoint(run_dir: Path, args: Args, agent: Agent, optimizers: dict[str, Adam], global_step: int) -> None:
+    """Write checkpoint.pt, whole or not at all, for torch.load(..., weights_only=True)."""
+    checkpoint = {
+        "algorithm": Path(__file__).stem,
+        "args": dataclasses.asdict(args),
+        "global_step": global_step,
+        "agent": agent.state_dict(),
+        "optimizers": {name: optimizer.state for name, optimizer in optimizers.items()},
+    }
+    torch.save(checkpoint, run_dir / "checkpoint.pt.tmp")
+    os.replace(run_dir / "checkpoint.pt.tmp", run_dir / "checkpoint.pt")
+
+
+if __name__ == "__main__":
+    try:
+        train(tyro.cli(Args))
+    except ArgumentError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
