@@ -1,0 +1,350 @@
+"""Train algorithms, forms or settings over several seeds and compare them: learning curves with intervals, a table.
+
+    python compare.py --env CartPole-v1 --runs reinforce vpg trpo ppo_clip ppo_kl --seeds 10
+    python compare.py --runs vpg ppo_clip "ppo_clip --clip-coef 0.05" "ppo_clip --clip-coef 0.5" --threshold 475
+    python compare.py --read runs/CartPole-v1__vpg__* runs/CartPole-v1__trpo__*
+
+Each run is a process of its own, as many at a time as the machine has cores; one that fails is reported, and the others
+go on. The folder --out then holds every run's folder, learning_curves.png and summary.csv. Curves show episodic_return,
+the mean of a run's last 100 episodes, averaged over seeds, with a 95 % bootstrap interval (Efron 1979, percentiles). Of
+few seeds a mean says little where one of them fails: --statistic iqm takes the mean of the middle half of the seeds,
+the interquartile mean of Agarwal et al. 2021 (arXiv 2108.13264).
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import matplotlib
+import numpy as np
+import scipy.stats
+import tqdm
+import tyro
+
+matplotlib.use("Agg")  # draws into files, and needs no display
+import matplotlib.pyplot as plt  # noqa: E402
+
+ROOT = Path(__file__).parent
+
+
+@dataclasses.dataclass
+class Args:
+    env: str = "CartPole-v1"
+    """environment of all runs"""
+    runs: tuple[str, ...] = ()
+    """scripts to run, each with its arguments in the same quotes: vpg "ppo_clip --clip-coef 0.1" """
+    seeds: int = 5
+    """train with the seeds 1 to this"""
+    total_timesteps: int | None = None
+    """steps of every run; None leaves each script its own default"""
+    read: tuple[str, ...] = ()
+    """folders of finished runs to compare too"""
+    jobs: int | None = None
+    """runs at a time; None makes it the number of cores"""
+    statistic: Literal["mean", "iqm"] = "mean"
+    """what is taken over seeds: the mean, or the interquartile mean"""
+    threshold: float | None = None
+    """a return; the table says when each run reached it, with at least 100 episodes behind it"""
+    out: str | None = None
+    """folder to write, new or empty; None makes comparisons/<env>__<time>"""
+    quiet: bool = False
+    """show no progress bar and no table"""
+
+
+class ArgumentError(ValueError):
+    """An argument cannot be used; the message names it and says what was expected and what came."""
+
+
+class Job(NamedTuple):
+    label: str
+    seed: int
+    command: tuple[str, ...]
+    folder: Path  # what the run writes; its errors go to the file of this name and .log
+
+
+class Run(NamedTuple):
+    """What a run's folder says; steps, seconds and returns have one element for each row that has a return."""
+
+    label: str
+    seed: int
+    steps: np.ndarray
+    seconds: np.ndarray
+    returns: np.ndarray
+    reached: int | None  # steps after which the return was at the threshold
+
+
+# ---------------------------------------------------- train the runs --------------------------------------------------
+
+
+def plan(args: Args, out: Path) -> list[Job]:
+    """List the runs to make. Raises ArgumentError for a run that no script can make."""
+    scripts = sorted(path.stem for path in ROOT.glob("*.py") if "\ndef train(" in path.read_text(encoding="utf-8"))
+    jobs = []
+    for label in args.runs:
+        name, *options = shlex.split(label) or [""]
+        script = name.removesuffix(".py")
+        if script not in scripts:
+            raise ArgumentError(f"--runs: expected scripts out of {', '.join(scripts)}, got {name!r}")
+        if taken := {"--env", "--seed", "--run-dir", "--quiet"} & {option.split("=")[0] for option in options}:
+            raise ArgumentError(f"--runs: expected no {min(taken)}, which compare.py sets itself, got {label!r}")
+        steps = [] if args.total_timesteps is None else ["--total-timesteps", str(args.total_timesteps)]
+        for seed in range(1, args.seeds + 1):
+            folder = out / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', label)}__{seed}"
+            own = ("--seed", str(seed), "--run-dir", str(folder), "--quiet")
+            command = (sys.executable, str(ROOT / f"{script}.py"), "--env", args.env, *steps, *options, *own)
+            jobs.append(Job(label, seed, command, folder))
+    if len({job.folder for job in jobs}) < len(jobs):
+        raise ArgumentError(f"--runs: expected each run once, got {list(args.runs)}")
+    return jobs
+
+
+def run_all(jobs: list[Job], at_a_time: int, quiet: bool) -> dict[Job, str]:
+    """Run the jobs, so many at a time; return a line of what each failed one said."""
+    waiting, running, failures, finished = list(jobs), {}, {}, 0
+    with contextlib.ExitStack() as stack:
+        form = "{l_bar}{bar}| {n:.1f}/{total} runs [{elapsed}<{remaining}]"
+        bar = stack.enter_context(tqdm.tqdm(total=len(jobs), bar_format=form, disable=quiet))
+        stack.callback(lambda: [process.kill() for process in running.values()])
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                job = waiting.pop(0)
+                with open(f"{job.folder}.log", "w") as errors:
+                    running[job] = subprocess.Popen(job.command, stdout=subprocess.DEVNULL, stderr=errors)
+            time.sleep(0.1)
+            for job, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[job]
+                    finished += 1
+                    log = Path(f"{job.folder}.log")
+                    if process.returncode:
+                        failures[job] = complaint(log.read_text(errors="replace")) or f"status {process.returncode}"
+                    else:
+                        log.unlink()
+            bar.n = finished + sum(share_done(job.folder) for job in running)
+            bar.refresh()
+    return failures
+
+
+def complaint(log: str) -> str:
+    """The last line that a run wrote, which of a traceback is the error; or the first in a box that tyro drew."""
+    is_box = log.startswith("╭")
+    lines = [line.strip("│╭╮╰╯─ ") for line in log.splitlines() if line.strip("│╭╮╰╯─ ")]
+    return (lines[1] if is_box else lines[-1]) if len(lines) > 1 else "".join(lines)
+
+
+def share_done(folder: Path) -> float:
+    """The share of its steps that a run under way has taken: 0 until it has written a row."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        config = json.loads((folder / "config.json").read_text())
+        with open(folder / "metrics.csv", "rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 4096, 0))
+            last_line = file.read().decode().rstrip().split("\n")[-1]
+        return min(int(last_line.split(",")[0]) / config["total_timesteps"], 1.0)
+    return 0.0
+
+
+# ----------------------------------------------------- read folders ---------------------------------------------------
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"--read: expected folders of runs, got {str(folder)!r}: {error}") from error
+
+
+def read_run(folder: Path, label: str, seed: int, threshold: float | None) -> Run:
+    """Read metrics.csv. Raises ArgumentError if it is no table of metrics or no episode of the run ended."""
+    try:
+        with open(folder / "metrics.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["episodic_return"]]
+        columns = ("global_step", "wall_time", "episodic_return", "episodes")
+        table = np.array([[float(row[name]) for name in columns] for row in rows])
+        if not rows:
+            raise ValueError("no episode ended")
+        steps, seconds, returns, episodes = table.T
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArgumentError(f"{folder / 'metrics.csv'}: expected rows with returns, got none: {error}") from error
+    reached = np.flatnonzero((returns >= threshold) & (episodes >= 100)) if threshold is not None else []
+    return Run(label, seed, steps, seconds, returns, int(steps[reached[0]]) if len(reached) else None)
+
+
+def label_configs(configs: list[dict[str, Any]]) -> list[str]:
+    """Name each run after its algorithm and the arguments in which the algorithm's runs differ."""
+    no_setting = {"algorithm", "seed", "run_dir", "quiet", "tensorboard", "device", "python", "torch", "gymnasium"}
+    no_setting |= {"gae_fast", "gae_fast_compiled"}
+    labels = []
+    for config in configs:
+        others = [other for other in configs if other["algorithm"] == config["algorithm"]]
+        differing = [
+            name
+            for name in config
+            if name not in no_setting and any(other.get(name) != config[name] for other in others)
+        ]
+        labels.append(
+            " ".join([config["algorithm"], *(f"--{name.replace('_', '-')} {config[name]}" for name in differing)])
+        )
+    return labels
+
+
+# ----------------------------------------------- statistics over the seeds --------------------------------------------
+
+
+def over_seeds(values: np.ndarray, statistic: str, axis: int = 0) -> np.ndarray:
+    """The mean over seeds, or the interquartile mean, which cuts off a quarter of them, rounded down, at either end."""
+    return np.mean(values, axis=axis) if statistic == "mean" else scipy.stats.trim_mean(values, 0.25, axis=axis)
+
+
+def interval(values: np.ndarray, statistic: str) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % bootstrap interval of the statistic over seeds, values of shape (seeds, …); NaN for a single seed."""
+    if len(values) == 1:
+        return np.full(values.shape[1:], np.nan), np.full(values.shape[1:], np.nan)
+    result = scipy.stats.bootstrap(
+        (values,),
+        lambda sample, axis: over_seeds(sample, statistic, axis),
+        n_resamples=2000,
+        batch=100,
+        axis=0,
+        method="percentile",
+        rng=0,
+    )
+    return result.confidence_interval.low, result.confidence_interval.high
+
+
+def curves(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """A grid along `steps` or `seconds`, shape (200,), and the runs' returns on it, (runs, 200).
+
+    Each run's return is the last one logged by then. The grid begins where all runs have one and ends where the last
+    run ends: one that ended before keeps its return.
+    """
+    grid = np.linspace(max(getattr(run, axis)[0] for run in runs), max(getattr(run, axis)[-1] for run in runs), 200)
+    rows = [run.returns[np.searchsorted(getattr(run, axis), grid, side="right") - 1] for run in runs]
+    return grid, np.stack(rows)
+
+
+def draw(groups: dict[str, list[Run]], env: str, statistic: str, path: Path) -> None:
+    figure, panels = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
+    for axis, panel in zip(("steps", "seconds"), panels):
+        for label, runs in groups.items():
+            grid, returns = curves(runs, axis)
+            count = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
+            (line,) = panel.plot(grid, over_seeds(returns, statistic), label=f"{label} ({count})")
+            panel.fill_between(grid, *interval(returns, statistic), color=line.get_color(), alpha=0.2, linewidth=0)
+        panel.set_xlabel({"steps": "environment steps", "seconds": "seconds of training"}[axis])
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel({"mean": "return, mean over seeds", "iqm": "return, interquartile mean over seeds"}[statistic])
+    panels[0].legend(fontsize="small")
+    figure.suptitle(env)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def summarize(groups: dict[str, list[Run]], args: Args) -> list[dict[str, Any]]:
+    """One row for each label: the runs' last returns, their spread, and what they took."""
+    rows = []
+    for label, runs in groups.items():
+        last = np.array([run.returns[-1] for run in runs])
+        low, high = interval(last, args.statistic)
+        row = {
+            "run": label,
+            "seeds": len(runs),
+            args.statistic: round(float(over_seeds(last, args.statistic)), 1),
+            "low": round(float(low), 1),
+            "high": round(float(high), 1),
+            "deviation": round(float(last.std(ddof=1)), 1) if len(runs) > 1 else float("nan"),
+            "worst": round(float(last.min()), 1),
+            "best": round(float(last.max()), 1),
+            "steps": int(np.median([run.steps[-1] for run in runs])),
+            "seconds": round(float(np.median([run.seconds[-1] for run in runs])), 1),
+            "steps/s": int(np.median([run.steps[-1] / run.seconds[-1] for run in runs])),
+        }
+        if args.threshold is not None:
+            reached = [run.reached for run in runs if run.reached is not None]
+            row[f"reached {args.threshold:g}"] = f"{len(reached)} of {len(runs)}"
+            row["after steps"] = int(np.median(reached)) if reached else ""
+        row["returns"] = " ".join(f"{run.returns[-1]:.0f}" for run in sorted(runs, key=lambda run: run.seed))
+        rows.append(row)
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [[str(cell) for cell in cells] for cells in ([*rows[0]], *(row.values() for row in rows))]
+    ruler = ["---" if name in ("run", "returns") else "---:" for name in rows[0]]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], ruler, *lines[1:]))
+
+
+# -------------------------------------------------------- compare -----------------------------------------------------
+
+
+def check_args(args: Args) -> None:
+    for name in ("seeds", "total_timesteps", "jobs"):
+        number = getattr(args, name)
+        if number is not None and (type(number) is not int or number < 1):
+            raise ArgumentError(f"--{name.replace('_', '-')}: expected a whole number, 1 or more, got {number!r}")
+    if not args.runs and not args.read:
+        raise ArgumentError("--runs: expected at least one script, or folders with --read, got none")
+    if args.out and Path(args.out).exists() and (Path(args.out).is_file() or os.listdir(args.out)):
+        raise ArgumentError(f"--out: expected a new or empty folder, got {args.out!r}")
+
+
+def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
+    """Make the runs, draw the curves and write the table; return the table's rows, and the runs that failed.
+
+    Raises ArgumentError, before anything is written, for an argument that cannot be used.
+    """
+    check_args(args)
+    name = re.sub(r"[^\w.-]+", "-", args.env)
+    out = Path(args.out or f"comparisons/{name}__{datetime.now():%Y%m%d-%H%M%S-%f}")
+    jobs = plan(args, out)
+    configs = [read_config(Path(folder)) for folder in args.read]
+    envs = {config["env"] for config in configs} | ({args.env} if args.runs else set())
+    if len(envs) > 1:
+        raise ArgumentError(f"--read: expected runs of one environment, got {', '.join(sorted(envs))}")
+    read = [
+        read_run(Path(folder), label, config["seed"], args.threshold)
+        for folder, label, config in zip(args.read, label_configs(configs), configs)
+    ]
+
+    out.mkdir(parents=True, exist_ok=True)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    failures = run_all(jobs, args.jobs or cores, args.quiet)
+    made = []
+    for job in jobs:
+        if job not in failures:
+            try:
+                made.append(read_run(job.folder, job.label, job.seed, args.threshold))
+            except ArgumentError as error:
+                failures[job] = str(error)
+    groups: dict[str, list[Run]] = {}
+    for run in [*made, *read]:
+        groups.setdefault(run.label, []).append(run)
+    rows = summarize(groups, args)
+    if rows:
+        draw(groups, envs.pop(), args.statistic, out / "learning_curves.png")
+        with open(out / "summary.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    if not args.quiet:
+        print("\n".join([markdown(rows), f"\n{out / 'learning_curves.png'}"] if rows else ["no run ended well"]))
+    return rows, failures
+
+
+if __name__ == "__main__":
+    try:
+        _, failures = compare(tyro.cli(Args, description=__doc__))
+    except ArgumentError as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+    if failures:
+        sys.exit("\n".join(f"failed: {job.label}, seed {job.seed}: {said}" for job, said in failures.items()))
