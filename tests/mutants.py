@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PPO, GAE, INIT = "ppo_clip.py", "gae_fast/recursions.py", "gae_fast/__init__.py"
+REINFORCE, VPG, TRPO, PPO_KL, COMPARE = "reinforce.py", "vpg.py", "trpo.py", "ppo_kl.py", "compare.py"
 MUTANTS = [
     # gae_fast: the recursion, its ends, its blocks
     (GAE, "+ trace_decay * advantage[k + num_envs]", "+ gamma * advantage[k + num_envs]", "is_its_definition"),
@@ -52,6 +53,36 @@ MUTANTS = [
     (PPO, "seed=int(np.random.SeedSequence(seed).generate_state(1)[0])", "seed=None", "one_command"),
     (PPO, 'self.register_buffer("mean", torch.zeros(shape))', "self.mean = torch.zeros(shape)", "restores_the_policy"),
     (PPO, "check_args(args)\n    device", "device", "leaves_nothing"),
+    # REINFORCE: whole episodes, their mean, their weights
+    (REINFORCE, ".sum() / args.num_envs", ".mean()", "mean_over_episodes"),
+    (REINFORCE, "~is_over & (termination", "(termination", "one_whole_episode"),
+    (REINFORCE, "np.where(is_over, 0.0, reward)", "reward", "one_whole_episode"),
+    (REINFORCE, "batch.rewards_to_go if args", "batch.total_returns if args", "policy_gradient_with_either"),
+    (REINFORCE, "episodes.discounted_sum[:] = 0.0", "pass", "restart_with_each_episode"),
+    (REINFORCE, "weights = standardized(weights)", "pass", "standardised_over_all"),
+    # VPG: the step and the regression
+    (VPG, "policy_loss = -(policy", "policy_loss = (policy", "policy_takes_one_step"),
+    (VPG, "- batch.returns[rows]", "- batch.values[rows]", "critic_converges"),
+    (VPG, 'not name.startswith("critic.")]', "True]", "policy_takes_one_step or critic_converges"),
+    # TRPO: the natural gradient, the ball, the line search
+    (TRPO, "improvement > 0 and kl <= args.target_kl", "improvement > 0", "within_the_ball or shortens"),
+    (TRPO, "improvement > 0 and kl <= args.target_kl", "kl <= args.target_kl", "leaves_every_bit"),
+    (TRPO, "nn.utils.vector_to_parameters(old_parameters, parameters)", "pass", "leaves_every_bit"),
+    (TRPO, "(2 * args.target_kl /", "(args.target_kl /", "edge_of_the_ball"),
+    (TRPO, "retain_graph=True) + damping * vector", "retain_graph=True)", "fisher_vector_product"),
+    (TRPO, "args.line_search_decay**attempt", "1.0", "shortens"),
+    (TRPO, "kl_divergence(old_policy, new_policy)", "kl_divergence(new_policy, old_policy)", "within_the_ball"),
+    (TRPO, "new_residual = residual - step", "new_residual = residual + step", "conjugate_gradients"),
+    (TRPO, "<= 1e-10 * (b @ b)", "< 0", "stop_when_done"),
+    # PPO-KL: the penalty and β
+    (PPO_KL, "- beta * kl)", "+ beta * kl)", "penalised_loss"),
+    (PPO_KL, "kl_divergence(old_policy, policy)", "kl_divergence(policy, old_policy)", "penalised_loss"),
+    (PPO_KL, "return 2 * beta", "return 3 * beta", "beta_doubles"),
+    (PPO_KL, "min(beta, 1e-8)", "0.0", "beta_can_always"),
+    # compare.py
+    (COMPARE, 'side="right"', 'side="left"', "curves_hold"),
+    (COMPARE, "trim_mean(values, 0.25", "trim_mean(values, 0.1", "interquartile_mean"),
+    (COMPARE, "(episodes >= 100)", "(episodes >= 0)", "threshold_is_reached"),
 ]
 
 
