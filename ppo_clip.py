@@ -45,8 +45,8 @@ import gae_fast
 
 # -------------------------------------------------------- Args --------------------------------------------------------
 
-# What a number may be: its type, the words for it, and the test.
 REAL = (int, float)
+# What a number may be: its type, the words for it, and the test. A bool is no whole number here, hence type(x).
 Seed = Annotated[int, "a whole number in [0, 2^63)", lambda x: type(x) is int and 0 <= x < 2**63]
 Count = Annotated[int, "a whole number, 1 or more", lambda x: type(x) is int and x >= 1]
 Steps = Annotated[int, "a whole number, 2 or more", lambda x: type(x) is int and x >= 2]
@@ -117,9 +117,9 @@ class ArgumentError(ValueError):
 
 def check_args(args: Args) -> None:
     """Raise ArgumentError for a value that no run could use."""
+    anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
         expected, is_valid = getattr(field.type, "__metadata__", anything_else)
         if not is_valid(value):
             raise ArgumentError(f"--{field.name.replace('_', '-')}: expected {expected}, got {value!r}")
@@ -260,8 +260,9 @@ class Adam:
         self.grad.zero_()
         loss.backward()
         self.grad *= (max_grad_norm / (self.grad.norm() + 1e-6)).clamp(max=1.0)
-        step, *moments = ([self.state[name]] for name in ("step", "first_moment", "second_moment"))
+        moments = [self.state["first_moment"]], [self.state["second_moment"]]
         options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        step = [self.state["step"]]
         adam([self.vector], [self.grad], *moments, [], step, lr=self.learning_rate, fused=True, **options)
 
 
@@ -297,8 +298,8 @@ class Episodes:
 def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Batch:
     """Act num_steps times in every environment and return the steps taken as a Batch.
 
-    Gymnasium resets an environment on the step after an episode's last. The row of that step holds the episode's last
-    observation, from which a truncated episode bootstraps; it is no step of any episode, and nothing else may see it.
+    Gymnasium resets an environment on the step after an episode's last. That row is no step of any episode, and nothing
+    may see it but for its observation: the episode's last one, from which a truncated episode bootstraps.
     """
     device = next(agent.parameters()).device
     obs = np.empty((args.num_steps + 1, *episodes.obs.shape), np.float32)
@@ -348,8 +349,8 @@ def normalize_rewards(
     """Divide the rewards (T, N) by the running standard deviation of S_t = γ S_{t−1} + r_t, begun anew each episode."""
     discounted_sums = np.empty_like(rewards)
     for t in range(len(rewards)):
-        so_far = gamma * episodes.discounted_sum * is_step[t]  # 0 on a row that only resets
-        episodes.discounted_sum = so_far + rewards[t]
+        # On a row that is no step of an episode, the sum begins anew.
+        episodes.discounted_sum = gamma * episodes.discounted_sum * is_step[t] + rewards[t]
         discounted_sums[t] = episodes.discounted_sum
     statistics.update(torch.as_tensor(discounted_sums[is_step], dtype=torch.float32, device=statistics.mean.device))
     return rewards / math.sqrt(statistics.var.item() + 1e-8)
@@ -518,6 +519,7 @@ class Log:
     def __init__(self, run_dir: Path, args: Args) -> None:
         self.rows: list[dict[str, Any]] = []
         self.file = open(run_dir / "metrics.csv", "w", newline="", buffering=1)  # a line is written when it is complete
+        self.writer = csv.writer(self.file)
         self.bar = tqdm.tqdm(total=args.total_timesteps, unit="step", disable=args.quiet)
         self.tensorboard = None
         if args.tensorboard:
@@ -526,10 +528,9 @@ class Log:
             self.tensorboard = SummaryWriter(run_dir)
 
     def write(self, row: dict[str, Any]) -> None:
-        writer = csv.writer(self.file)
         if not self.rows:
-            writer.writerow(row)
-        writer.writerow(row.values())
+            self.writer.writerow(row)
+        self.writer.writerow(row.values())
         self.rows.append(row)
         if row["episodic_return"] is not None:
             self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)

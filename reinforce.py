@@ -46,8 +46,8 @@ import gae_fast
 
 # -------------------------------------------------------- Args --------------------------------------------------------
 
-# What a number may be: its type, the words for it, and the test.
 REAL = (int, float)
+# What a number may be: its type, the words for it, and the test. A bool is no whole number here, hence type(x).
 Seed = Annotated[int, "a whole number in [0, 2^63)", lambda x: type(x) is int and 0 <= x < 2**63]
 Count = Annotated[int, "a whole number, 1 or more", lambda x: type(x) is int and x >= 1]
 Fraction = Annotated[float, "a number in [0, 1]", lambda x: isinstance(x, REAL) and 0 <= x <= 1]
@@ -88,7 +88,7 @@ class Args:
     reward_to_go: bool = True
     """weight each action by the return from it on; otherwise by its whole episode's return"""
     norm_returns: bool = True
-    """standardise the weights over the steps of an iteration"""
+    """standardise the weights over the steps of an iteration; their mean serves as a crude baseline"""
     max_episode_steps: Count = 10_000
     """an episode that has not ended after so many steps is cut there, as by a time limit"""
 
@@ -99,9 +99,9 @@ class ArgumentError(ValueError):
 
 def check_args(args: Args) -> None:
     """Raise ArgumentError for a value that no run could use."""
+    anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
         expected, is_valid = getattr(field.type, "__metadata__", anything_else)
         if not is_valid(value):
             raise ArgumentError(f"--{field.name.replace('_', '-')}: expected {expected}, got {value!r}")
@@ -237,8 +237,9 @@ class Adam:
         self.grad.zero_()
         loss.backward()
         self.grad *= (max_grad_norm / (self.grad.norm() + 1e-6)).clamp(max=1.0)
-        step, *moments = ([self.state[name]] for name in ("step", "first_moment", "second_moment"))
+        moments = [self.state["first_moment"]], [self.state["second_moment"]]
         options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        step = [self.state["step"]]
         adam([self.vector], [self.grad], *moments, [], step, lr=self.learning_rate, fused=True, **options)
 
 
@@ -279,18 +280,18 @@ def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Ba
     device = next(agent.parameters()).device
     obs, actions, rewards, dones, is_step = [], [], [], [], []
     episodes.obs, _ = envs.reset()
+    episodes.dones[:] = False
     episodes.discounted_sum[:] = 0.0
-    is_over = np.zeros(envs.num_envs, bool)
     with torch.no_grad():
-        while not is_over.all():
+        while not episodes.dones.all():
             obs.append(np.array(episodes.obs, np.float32))
             actions.append(agent.policy(torch.as_tensor(obs[-1], device=device)).sample())
             action = actions[-1].cpu().numpy().copy()  # an environment may write into what it is given
             episodes.obs, reward, termination, truncation, _ = envs.step(action)
-            is_step.append(~is_over)
-            rewards.append(np.where(is_over, 0.0, reward))
-            dones.append(~is_over & (termination | truncation | (len(obs) == args.max_episode_steps)))
-            is_over = is_over | dones[-1]
+            is_step.append(~episodes.dones)
+            rewards.append(np.where(episodes.dones, 0.0, reward))
+            dones.append(~episodes.dones & (termination | truncation | (len(obs) == args.max_episode_steps)))
+            episodes.dones = episodes.dones | dones[-1]
 
     obs, rewards, dones, is_step = (np.stack(x) for x in (obs, rewards, dones, is_step))
     record_episodes(episodes, rewards, dones, is_step)
@@ -298,13 +299,13 @@ def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Ba
         rewards = normalize_rewards(episodes, rewards, is_step, args.gamma, agent.reward_statistics)
 
     rewards_to_go = gae_fast.rewards_to_go(rewards, dones, args.gamma)
-    total_returns = np.broadcast_to(rewards_to_go[0], rewards.shape)
-    returns = (torch.as_tensor(x[is_step], dtype=torch.float32, device=device) for x in (rewards_to_go, total_returns))
+    rewards_to_go = torch.as_tensor(rewards_to_go, dtype=torch.float32, device=device)
+    total_returns = rewards_to_go[0].expand_as(rewards_to_go)
     rows = torch.as_tensor(is_step, device=device)
     obs, actions = torch.as_tensor(obs, device=device)[rows], torch.stack(actions)[rows]
     with torch.no_grad():
         log_probs = agent.policy(obs).log_prob(actions)
-    return Batch(obs, actions, log_probs, *returns)
+    return Batch(obs, actions, log_probs, rewards_to_go[rows], total_returns[rows])
 
 
 def record_episodes(episodes: Episodes, rewards: np.ndarray, dones: np.ndarray, is_step: np.ndarray) -> None:
@@ -326,8 +327,8 @@ def normalize_rewards(
     """Divide the rewards (T, N) by the running standard deviation of S_t = γ S_{t−1} + r_t, begun anew each episode."""
     discounted_sums = np.empty_like(rewards)
     for t in range(len(rewards)):
-        so_far = gamma * episodes.discounted_sum * is_step[t]  # 0 on a row that only resets
-        episodes.discounted_sum = so_far + rewards[t]
+        # On a row that is no step of an episode, the sum begins anew.
+        episodes.discounted_sum = gamma * episodes.discounted_sum * is_step[t] + rewards[t]
         discounted_sums[t] = episodes.discounted_sum
     statistics.update(torch.as_tensor(discounted_sums[is_step], dtype=torch.float32, device=statistics.mean.device))
     return rewards / math.sqrt(statistics.var.item() + 1e-8)
@@ -470,6 +471,7 @@ class Log:
     def __init__(self, run_dir: Path, args: Args) -> None:
         self.rows: list[dict[str, Any]] = []
         self.file = open(run_dir / "metrics.csv", "w", newline="", buffering=1)  # a line is written when it is complete
+        self.writer = csv.writer(self.file)
         self.bar = tqdm.tqdm(total=args.total_timesteps, unit="step", disable=args.quiet)
         self.tensorboard = None
         if args.tensorboard:
@@ -478,10 +480,9 @@ class Log:
             self.tensorboard = SummaryWriter(run_dir)
 
     def write(self, row: dict[str, Any]) -> None:
-        writer = csv.writer(self.file)
         if not self.rows:
-            writer.writerow(row)
-        writer.writerow(row.values())
+            self.writer.writerow(row)
+        self.writer.writerow(row.values())
         self.rows.append(row)
         if row["episodic_return"] is not None:
             self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)

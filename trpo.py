@@ -6,9 +6,10 @@ is the Fisher information H; the best step inside it follows the natural gradien
 parameterised. A line search then shortens the step until the surrogate does improve and the exact KL is small enough.
 
     maximise L(θ) = E_t[ r_t(θ) Â_t ]  subject to  E_t[ KL(π_old(· | s_t) ‖ π_θ(· | s_t)) ] ≤ δ
-    θ = θ_old + α^j √(2δ / xᵀHx) x,   x ≈ H⁻¹g by conjugate gradients,   g = ∇L(θ_old)
+    θ = θ_old + α^j √(2δ / xᵀHx) x,   x ≈ H⁻¹g by conjugate gradients,   g = ∇L(θ_old),   j = 0, 1, … in turn
 
 Schulman et al. 2015, "Trust Region Policy Optimization" (arXiv 1502.05477), eq. 14 and Appendix C.
+In practice a multiple of the identity is added to H, which may be singular.
 
     python trpo.py --env CartPole-v1
     python trpo.py --env Acrobot-v1 --target-kl 0.02 --seed 2
@@ -47,8 +48,8 @@ import gae_fast
 
 # -------------------------------------------------------- Args --------------------------------------------------------
 
-# What a number may be: its type, the words for it, and the test.
 REAL = (int, float)
+# What a number may be: its type, the words for it, and the test. A bool is no whole number here, hence type(x).
 Seed = Annotated[int, "a whole number in [0, 2^63)", lambda x: type(x) is int and 0 <= x < 2**63]
 Count = Annotated[int, "a whole number, 1 or more", lambda x: type(x) is int and x >= 1]
 Steps = Annotated[int, "a whole number, 2 or more", lambda x: type(x) is int and x >= 2]
@@ -68,7 +69,7 @@ class Args:
     """environment steps to train for; the rollout that reaches them is the last"""
     num_envs: Count = 32
     """environments stepped side by side"""
-    num_steps: Steps = 32
+    num_steps: Steps = 128
     """steps of each environment in a rollout; 1 would not do, as it may only reset"""
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     """how Gymnasium steps them; None takes the native vector environment where there is one, else sync"""
@@ -117,9 +118,9 @@ class ArgumentError(ValueError):
 
 def check_args(args: Args) -> None:
     """Raise ArgumentError for a value that no run could use."""
+    anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
     for field in dataclasses.fields(args):
         value = getattr(args, field.name)
-        anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
         expected, is_valid = getattr(field.type, "__metadata__", anything_else)
         if not is_valid(value):
             raise ArgumentError(f"--{field.name.replace('_', '-')}: expected {expected}, got {value!r}")
@@ -260,8 +261,9 @@ class Adam:
         self.grad.zero_()
         loss.backward()
         self.grad *= (max_grad_norm / (self.grad.norm() + 1e-6)).clamp(max=1.0)
-        step, *moments = ([self.state[name]] for name in ("step", "first_moment", "second_moment"))
+        moments = [self.state["first_moment"]], [self.state["second_moment"]]
         options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+        step = [self.state["step"]]
         adam([self.vector], [self.grad], *moments, [], step, lr=self.learning_rate, fused=True, **options)
 
 
@@ -297,8 +299,8 @@ class Episodes:
 def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Batch:
     """Act num_steps times in every environment and return the steps taken as a Batch.
 
-    Gymnasium resets an environment on the step after an episode's last. The row of that step holds the episode's last
-    observation, from which a truncated episode bootstraps; it is no step of any episode, and nothing else may see it.
+    Gymnasium resets an environment on the step after an episode's last. That row is no step of any episode, and nothing
+    may see it but for its observation: the episode's last one, from which a truncated episode bootstraps.
     """
     device = next(agent.parameters()).device
     obs = np.empty((args.num_steps + 1, *episodes.obs.shape), np.float32)
@@ -348,8 +350,8 @@ def normalize_rewards(
     """Divide the rewards (T, N) by the running standard deviation of S_t = γ S_{t−1} + r_t, begun anew each episode."""
     discounted_sums = np.empty_like(rewards)
     for t in range(len(rewards)):
-        so_far = gamma * episodes.discounted_sum * is_step[t]  # 0 on a row that only resets
-        episodes.discounted_sum = so_far + rewards[t]
+        # On a row that is no step of an episode, the sum begins anew.
+        episodes.discounted_sum = gamma * episodes.discounted_sum * is_step[t] + rewards[t]
         discounted_sums[t] = episodes.discounted_sum
     statistics.update(torch.as_tensor(discounted_sums[is_step], dtype=torch.float32, device=statistics.mean.device))
     return rewards / math.sqrt(statistics.var.item() + 1e-8)
@@ -376,10 +378,10 @@ def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) 
     parameters = [parameter for name, parameter in agent.named_parameters() if not name.startswith("critic.")]
     advantages = standardized(batch.advantages) if args.norm_adv else batch.advantages
     policy = agent.policy(batch.obs)
-    with torch.no_grad():
-        old_policy = agent.policy(batch.obs)
     old_surrogate = surrogate(policy, batch, advantages)
     gradient = flat_gradient(old_surrogate, parameters, retain_graph=True)  # g
+    with torch.no_grad():
+        old_policy = agent.policy(batch.obs)  # the same, held constant: the KL and its gradient are 0, its Hessian is H
     kl_gradient = flat_gradient(kl_divergence(old_policy, policy).mean(), parameters, create_graph=True)
 
     def product(vector: Tensor) -> Tensor:
@@ -405,7 +407,7 @@ def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) 
 
     log_ratio = new_policy.log_prob(batch.actions) - batch.log_probs
     return {
-        "policy_loss": -(old_surrogate.item() + improvement),
+        "policy_loss": -old_surrogate.item(),
         "value_loss": value_loss,
         "entropy": old_policy.entropy().mean().item(),
         "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),  # k3 of joschu.net/blog/kl-approx.html
@@ -439,15 +441,16 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iteratio
     """Solve A x = b for a symmetric positive definite A, given as the product v ↦ A v. Hestenes and Stiefel 1952."""
     x = torch.zeros_like(b)
     residual = direction = b
+    squared_norm = b @ b
     for _ in range(iterations):
-        if residual @ residual <= 1e-10 * (b @ b):  # solved; to go on would be to divide 0 by 0
+        if squared_norm <= 1e-10 * (b @ b):  # solved; to go on would be to divide 0 by 0
             break
         product_direction = product(direction)
-        step = residual @ residual / (direction @ product_direction)
+        step = squared_norm / (direction @ product_direction)
         x = x + step * direction
-        new_residual = residual - step * product_direction
-        direction = new_residual + (new_residual @ new_residual) / (residual @ residual) * direction
-        residual = new_residual
+        residual = residual - step * product_direction
+        old_squared_norm, squared_norm = squared_norm, residual @ residual
+        direction = residual + squared_norm / old_squared_norm * direction
     return x
 
 
@@ -572,6 +575,7 @@ class Log:
     def __init__(self, run_dir: Path, args: Args) -> None:
         self.rows: list[dict[str, Any]] = []
         self.file = open(run_dir / "metrics.csv", "w", newline="", buffering=1)  # a line is written when it is complete
+        self.writer = csv.writer(self.file)
         self.bar = tqdm.tqdm(total=args.total_timesteps, unit="step", disable=args.quiet)
         self.tensorboard = None
         if args.tensorboard:
@@ -580,10 +584,9 @@ class Log:
             self.tensorboard = SummaryWriter(run_dir)
 
     def write(self, row: dict[str, Any]) -> None:
-        writer = csv.writer(self.file)
         if not self.rows:
-            writer.writerow(row)
-        writer.writerow(row.values())
+            self.writer.writerow(row)
+        self.writer.writerow(row.values())
         self.rows.append(row)
         if row["episodic_return"] is not None:
             self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)

@@ -176,6 +176,7 @@ def test_bad_value_is_refused_by_name_and_leaves_nothing(script, name, value):
         ("vpg", {"num_minibatches": 64}),
         ("ppo_kl", {"num_minibatches": 5}),
         ("ppo_kl", {"beta": 0.0}),
+        ("ppo_kl", {"beta": 1e9}),
         ("reinforce", {"num_envs": 1, "reward_to_go": False}),
     ],
 )
