@@ -254,16 +254,8 @@ def test_metrics_of_an_unchanged_policy():
 # ------------------------------------------------------- a run --------------------------------------------------------
 
 
-RUNS = {
-    "discrete": {"env": "CartPole-v1"},
-    "continuous": {"env": "Pendulum-v1", "norm_obs": True, "norm_reward": True},
-    "processes": {"env": "Acrobot-v1", "vectorization_mode": "async"},
-}
-
-
-@pytest.mark.parametrize("options", RUNS.values(), ids=RUNS)
-def test_one_command_gives_one_outcome(options):
-    outcomes = []
+def test_one_command_gives_one_outcome_in_processes_too():
+    options, outcomes = {"env": "Acrobot-v1", "vectorization_mode": "async"}, []
     for run_dir in ("a", "b"):
         rows = train(Args(run_dir=run_dir, **{**SHORT, "total_timesteps": 2000}, **options))
         outcomes.append((outcome(rows), torch.load(Path(run_dir, "checkpoint.pt"), weights_only=True)["agent"]))
@@ -272,12 +264,6 @@ def test_one_command_gives_one_outcome(options):
     assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
     other = train(Args(run_dir="c", seed=2, **{**SHORT, "total_timesteps": 2000}, **options))
     assert str(outcome(other)) != str(rows)
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_learns_cartpole(seed):
-    rows = train(Args(seed=seed, total_timesteps=60_000, run_dir="run", quiet=True))
-    assert rows[0]["episodic_return"] < 50 and rows[-1]["episodic_return"] > 200
 
 
 def test_rows_are_metrics_csv_and_the_folder_is_complete():
@@ -500,9 +486,3 @@ def test_command_line_that_cannot_be_parsed(arguments):
     run = subprocess.run([sys.executable, ROOT / "ppo_clip.py", *arguments], capture_output=True, text=True)
     assert run.returncode == 2 and arguments[0] in run.stderr and "Traceback" not in run.stderr
     assert not list(Path.cwd().iterdir())
-
-
-def test_help_names_every_argument():
-    run = subprocess.run([sys.executable, ROOT / "ppo_clip.py", "--help"], capture_output=True, text=True, check=True)
-    for field in dataclasses.fields(Args):
-        assert f"--{field.name.replace('_', '-')} " in run.stdout or f"--{field.name.replace('_', '-')}," in run.stdout
