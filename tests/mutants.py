@@ -15,7 +15,8 @@ PPO, GAE, INIT = "ppo_clip.py", "gae_fast/recursions.py", "gae_fast/__init__.py"
 REINFORCE, VPG, TRPO, PPO_KL, COMPARE = "reinforce.py", "vpg.py", "trpo.py", "ppo_kl.py", "compare.py"
 MUTANTS = [
     # gae_fast: the recursion, its ends, its blocks
-    (GAE, "+ trace_decay * advantage[k + num_envs]", "+ gamma * advantage[k + num_envs]", "is_its_definition"),
+    (GAE, "+ trace_decay * next_advantage", "+ gamma * next_advantage", "is_its_definition"),
+    (GAE, "latest if num_envs == 1", "latest if num_envs <= 2", "is_its_definition"),
     (GAE, "elif not terminations[k]:", "elif True:", "is_its_definition"),
     (GAE, "if not ends[k]:", "if not terminations[k]:", "is_its_definition"),
     (INIT, "next_advantages = swept[:num_envs]", "next_advantages = swept[-num_envs:]", "blocks_do_not_change"),
@@ -92,9 +93,7 @@ def tests_fail(file: str, text: str, replacement: str, tests: str) -> bool:
         copy = Path(folder, "copy")
         ignored = shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info", ".*_cache", "*.so", "*.pyd")
         shutil.copytree(ROOT, copy, ignore=ignored)
-        source = (copy / file).read_text()
-        assert source.count(text) == 1, f"{file}: expected once, found {source.count(text)} times: {text}"
-        (copy / file).write_text(source.replace(text, replacement))
+        (copy / file).write_text((copy / file).read_text().replace(text, replacement))
         command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
         environment = {**os.environ, "PYTHONPATH": str(copy)}  # ahead of an installed gae_fast
         status = subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode
@@ -102,6 +101,9 @@ def tests_fail(file: str, text: str, replacement: str, tests: str) -> bool:
         return status == 1
 
 
+for file, text, *_ in MUTANTS:
+    count = (ROOT / file).read_text().count(text)
+    assert count == 1, f"{file}: expected once, found {count} times: {text}"
 every_test = " or ".join(sorted({tests for *_, tests in MUTANTS}))
 assert not tests_fail(PPO, "# What a number may be", "# What a number may be", every_test), "they fail unbroken, too"
 survivors = 0
