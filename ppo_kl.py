@@ -361,8 +361,8 @@ def normalize_rewards(
 # ------------------------------------------------------- update -------------------------------------------------------
 
 
-LEAST_BETA = 1e-8  # 0 could not double again
-MOST_BETA = 1e8  # and float32 cannot hold just any multiple
+LEAST_BETA = 1e-8  # at 0 it could not double again
+MOST_BETA = 1e8  # beyond, its products would come near the end of float32
 
 
 def check_update_args(args: Args) -> None:

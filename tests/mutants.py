@@ -44,7 +44,7 @@ MUTANTS = [
     (PPO, "torch.min(ratio", "torch.max(ratio", "clipped_surrogate or one_step"),
     (PPO, "ratio.clamp(1 - clip_coef", "ratio.clamp(1 - 2 * clip_coef", "clipped_surrogate or one_step"),
     (PPO, "- args.ent_coef * entropy", "+ args.ent_coef * entropy", "one_step"),
-    (PPO, "self.grad.zero_()", "pass", "one_step or learns"),
+    (PPO, "self.grad.zero_()", "pass", "torchs_adam"),
     (PPO, "(max_grad_norm /", "(2 * max_grad_norm /", "one_step"),
     (PPO, "torch.randperm(len(batch.obs)", "torch.randperm(len(batch.obs) - 1", "each_epoch"),
     (PPO, "torch.randperm(len(batch.obs)", "torch.arange(len(batch.obs)", "each_epoch"),
@@ -64,10 +64,9 @@ MUTANTS = [
     # VPG: the step and the regression
     (VPG, "policy_loss = -(policy", "policy_loss = (policy", "policy_takes_one_step"),
     (VPG, "- batch.returns[rows]", "- batch.values[rows]", "critic_converges"),
-    (VPG, 'not name.startswith("critic.")]', "True]", "policy_takes_one_step or critic_converges"),
     # TRPO: the natural gradient, the ball, the line search
     (TRPO, "improvement > 0 and kl <= args.target_kl", "improvement > 0", "within_the_ball or shortens"),
-    (TRPO, "improvement > 0 and kl <= args.target_kl", "kl <= args.target_kl", "leaves_every_bit"),
+    (TRPO, "improvement > 0 and kl <= args.target_kl", "kl <= args.target_kl", "overshoots"),
     (TRPO, "nn.utils.vector_to_parameters(old_parameters, parameters)", "pass", "leaves_every_bit"),
     (TRPO, "(2 * args.target_kl /", "(args.target_kl /", "edge_of_the_ball"),
     (TRPO, "retain_graph=True) + damping * vector", "retain_graph=True)", "fisher_vector_product"),

@@ -21,7 +21,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 
 def make_folder(name, returns, algorithm="vpg", seed=1, env="CartPole-v1", **config):
-    """A run's folder whose row i has i + 1 hundred steps and episodes, and took i + 1 seconds."""
+    """A run's folder whose row i has 100 (i + 1) steps, 60 (i + 1) episodes and i + 1 seconds."""
     Path(name).mkdir(parents=True)
     Path(name, "config.json").write_text(
         json.dumps({"total_timesteps": 100, "algorithm": algorithm, "env": env, "seed": seed, **config})
@@ -29,7 +29,7 @@ def make_folder(name, returns, algorithm="vpg", seed=1, env="CartPole-v1", **con
     with open(Path(name, "metrics.csv"), "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["global_step", "wall_time", "episodes", "episodic_return"])
-        writer.writerows([100 * (i + 1), i + 1, 100 * (i + 1), value] for i, value in enumerate(returns))
+        writer.writerows([100 * (i + 1), i + 1, 60 * (i + 1), value] for i, value in enumerate(returns))
 
 
 def is_picture(path):
@@ -102,7 +102,9 @@ def test_threshold_is_reached_where_the_return_is_and_a_hundred_episodes_lie_beh
     make_folder("b", [9, 9, 9], seed=2)
     make_folder("c", [1, 2, 3], seed=3)
     (row,), _ = compare.compare(Args(read=("a", "b", "c"), threshold=9.0, quiet=True))
-    assert row["reached 9"] == "2 of 3" and row["after steps"] == "200"  # 200, 100 and never
+    assert row["reached 9"] == "2 of 3" and row["after steps"] == "200"  # 200, 200 and never
+    (row,), _ = compare.compare(Args(read=("b",), threshold=9.0, quiet=True))
+    assert row["reached 9"] == "1 of 1" and row["after steps"] == "200"  # after 100 steps, 60 episodes
     (row,), _ = compare.compare(Args(read=("a", "c"), threshold=9.0, quiet=True))
     assert row["reached 9"] == "1 of 2" and row["after steps"] == "inf"
 

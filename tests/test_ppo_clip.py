@@ -226,6 +226,27 @@ def test_one_step_is_adam_on_the_loss_of_the_paper(env):
         torch.testing.assert_close(parameter.detach(), expected.detach(), rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_optimizer_is_torchs_adam_with_its_gradient_clipping():
+    """Ten steps on a random regression, some clipped and some not: the parameters are torch.optim.Adam's."""
+    torch.manual_seed(0)
+    ours, twin = (torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)) for _ in range(2))
+    twin.load_state_dict(ours.state_dict())
+    optimizer = ppo_clip.Adam(ours.parameters(), 0.01)
+    reference = torch.optim.Adam(twin.parameters(), lr=0.01, eps=1e-5)
+    norms = []
+    for step in range(10):
+        x, y = torch.randn(20, 3), 0.2 * step * torch.randn(20, 2)
+        optimizer.learning_rate = reference.param_groups[0]["lr"] = 0.01 / (step + 1)
+        optimizer.minimize((ours(x) - y).square().mean(), max_grad_norm=0.5)
+        reference.zero_grad()
+        (twin(x) - y).square().mean().backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5).item())
+        reference.step()
+        for parameter, expected in zip(ours.parameters(), twin.parameters()):
+            torch.testing.assert_close(parameter, expected)
+    assert min(norms) < 0.5 < max(norms)
+
+
 def test_target_kl_ends_the_epochs():
     args = Args(num_envs=4, num_steps=32, num_minibatches=4, update_epochs=10, learning_rate=0.01)
     steps = {}

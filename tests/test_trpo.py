@@ -156,6 +156,16 @@ def test_batch_on_which_no_step_can_leaves_every_bit_alone(action_space):
         assert metrics["approx_kl"] == pytest.approx(0, abs=1e-12)
 
 
+def test_step_that_overshoots_is_refused_although_it_is_in_the_ball():
+    """With a wide ball the first step has a KL of 88 out of 100, and a worse surrogate."""
+    agent, batch = make_batch(DISCRETE, size=20)
+    before = {name: x.detach().clone() for name, x in policy_of(agent).items()}
+    options = {"target_kl": 100.0, "cg_damping": 1e-4, "cg_iters": 50, "line_search_steps": 1}
+    args = Args(norm_adv=False, num_minibatches=1, **options)
+    assert update(agent, make_optimizers(agent, args), batch, args)["accepted"] == 0
+    assert all(torch.equal(x, before[name]) for name, x in policy_of(agent).items())
+
+
 def test_line_search_shortens_until_both_conditions_hold():
     """Too long a first step: the KL of the accepted one is within δ, that of the one before was not, or lost."""
     agent, batch = make_batch(BOX, size=30)
