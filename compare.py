@@ -8,7 +8,8 @@ Each run is a process of its own, as many at a time as the machine has cores (--
 fails is reported, and the others go on. The folder --out then holds every run's folder, learning_curves.png and
 summary.csv. Curves show episodic_return, the mean of a run's last 100 episodes, averaged over seeds, with a 95 %
 bootstrap interval (Efron 1979, percentiles), which is too narrow for few seeds: of five normal ones it covers 84 %.
---statistic iqm takes the interquartile mean (Agarwal et al. 2021, arXiv 2108.13264), which one failed seed cannot move.
+--statistic iqm takes the interquartile mean (Agarwal et al. 2021, arXiv 2108.13264), which leaves out the worst and the
+best quarter of the seeds.
 """
 
 import contextlib
