@@ -56,6 +56,7 @@ Positive = Annotated[float, "a number above 0", lambda x: isinstance(x, REAL) an
 OptionalPositive = Annotated[
     float | None, "None or a number above 0", lambda x: x is None or (isinstance(x, REAL) and x > 0)
 ]
+Form = Annotated[Literal["min", "phi", "beta"], "min, phi or beta", lambda x: x in ("min", "phi", "beta")]
 
 
 @dataclasses.dataclass
@@ -99,6 +100,8 @@ class Args:
     """minibatches per pass; a divisor of num_envs * num_steps that leaves at least 2 steps in each"""
     clip_coef: Rate = 0.2
     """ε: how far from 1 a ratio can move before moving it further gains nothing"""
+    form: Form = "min"
+    """how the clip is written: as a min, as a penalty Φ on the ratio, or as one on log π; the training is the same"""
     norm_adv: bool = True
     """standardise the advantages of each minibatch"""
     ent_coef: Rate = 0.01
@@ -375,38 +378,83 @@ def make_optimizers(agent: Agent, args: Args) -> dict[str, Adam]:
 def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) -> dict[str, float]:
     """Take the steps of PPO-Clip on one rollout; return the mean metrics of the last epoch. Algorithm 1."""
     for _ in range(args.update_epochs):
-        losses, log_ratios = [], []
+        losses, samples = [], []
         for rows in torch.randperm(len(batch.obs), device=batch.obs.device).tensor_split(args.num_minibatches):
             minibatch = Batch(*(x[rows] for x in batch))
             policy = agent.policy(minibatch.obs)
-            log_ratio = policy.log_prob(minibatch.actions) - minibatch.log_probs
+            log_probs = policy.log_prob(minibatch.actions)
+            log_ratio = log_probs - minibatch.log_probs
             advantages = standardized(minibatch.advantages) if args.norm_adv else minibatch.advantages
-            policy_loss = -clipped_surrogate(log_ratio.exp(), advantages, args.clip_coef).mean()
+            surrogate = clipped_surrogate(log_probs, log_ratio.exp(), advantages, args.clip_coef, args.form)
+            policy_loss = -surrogate.mean()
             value_loss = 0.5 * (agent.value(minibatch.obs) - minibatch.returns).square().mean()
             entropy = policy.entropy().mean()
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy  # eq. 9, negated
             optimizers["agent"].minimize(loss, args.max_grad_norm)
             losses.append(torch.stack([policy_loss, value_loss, entropy]).detach())
-            log_ratios.append(log_ratio.detach())
+            samples.append(torch.stack([log_ratio, advantages]).detach())
 
-        log_ratio = torch.cat(log_ratios)  # of each minibatch as its step began
+        log_ratio, advantages = torch.cat(samples, dim=1)  # of each minibatch as its step began
         approx_kl = (log_ratio.exp() - 1 - log_ratio).mean().item()  # k3 of joschu.net/blog/kl-approx.html
         if args.target_kl is not None and approx_kl > args.target_kl:
             break
     policy_loss, value_loss, entropy = torch.stack(losses).mean(dim=0).tolist()
+    masks = torch.stack(partition(log_ratio.exp(), advantages, args.clip_coef))
+    frac_in, frac_kill, frac_pass = masks.double().mean(dim=1).tolist()
     return {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
         "approx_kl": approx_kl,
-        "clipfrac": ((log_ratio.exp() - 1).abs() > args.clip_coef).float().mean().item(),
+        "clipfrac": frac_kill + frac_pass,  # |r − 1| > ε
+        "frac_in": frac_in,
+        "frac_kill": frac_kill,
+        "frac_pass": frac_pass,
         "explained_variance": explained_variance(batch),
     }
 
 
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
-    """min(r Â, clip(r, 1 − ε, 1 + ε) Â) of each sample, all of shape (B,). Schulman et al. 2017, eq. 7."""
-    return torch.min(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)
+def clipped_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, clip_coef: float, form: str) -> Tensor:
+    """PPO-Clip's objective of each sample, (B,), in one of three forms that have one gradient.
+
+    min:   min(r Â, clip(r, 1 − ε, 1 + ε) Â)   Schulman et al. 2017, eq. 7
+    phi:   r Â − Φ(r, Â)                       Theorem 2 of arXiv 2606.23932
+    beta:  r Â + β log π_θ                     Theorem 1 of arXiv 2606.23932
+    """
+    if form == "phi":
+        return ratio * advantages - phi(ratio, advantages, clip_coef)
+    if form == "beta":
+        return ratio * advantages + beta_log_probs(log_probs, ratio, advantages, clip_coef)
+    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    # Â stands outside of the min, which a negative one turns into a max. Two products could round to one number for a
+    # ratio just off the band, and of equal arguments torch.min gives each half of the gradient.
+    return torch.where(advantages < 0, torch.max(ratio, clipped), torch.min(ratio, clipped)) * advantages
+
+
+def phi(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
+    """Φ(r, Â) ≥ 0, (B,): what a sample in I_kill has gained beyond the edge of the band. Theorem 2."""
+    _, kill, _ = partition(ratio, advantages, clip_coef)
+    edge = ratio.clamp(1 - clip_coef, 1 + clip_coef)
+    return torch.where(kill, (ratio - edge) * advantages, 0.0)
+
+
+def beta_log_probs(log_probs: Tensor, ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
+    """β log π_θ of each sample, (B,), with β = −r Â on I_kill, 0 elsewhere, and constant to the gradient. Theorem 1."""
+    _, kill, _ = partition(ratio, advantages, clip_coef)
+    # Â (−r log π), not (−r Â) log π: so its gradient is a product of the same factors in the same order as that of r Â
+    # is, with the same rounding, and cancels it to the bit.
+    return advantages * (torch.where(kill, -ratio.detach(), 0.0) * log_probs)
+
+
+def partition(ratio: Tensor, advantages: Tensor, clip_coef: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks of I_in, I_kill and I_pass, each (B,), one of which holds for a sample. arXiv 2606.23932, section 2.
+
+    I_in: 1 − ε ≤ r ≤ 1 + ε. I_kill: outside, on the side that Â favours, where the clip leaves no gradient. I_pass:
+    outside, on the other side, where the gradient flows and brings the ratio back; and where Â = 0, of no consequence.
+    """
+    above, below = ratio > 1 + clip_coef, ratio < 1 - clip_coef
+    kill = (above & (advantages > 0)) | (below & (advantages < 0))
+    return ~(above | below), kill, (above | below) & ~kill
 
 
 def standardized(x: Tensor) -> Tensor:

@@ -56,6 +56,11 @@ Fraction = Annotated[float, "a number in [0, 1]", lambda x: isinstance(x, REAL) 
 Rate = Annotated[float, "a finite number, 0 or more", lambda x: isinstance(x, REAL) and 0 <= x < math.inf]
 Positive = Annotated[float, "a number above 0", lambda x: isinstance(x, REAL) and x > 0]
 FinitePositive = Annotated[float, "a finite number above 0", lambda x: isinstance(x, REAL) and 0 < x < math.inf]
+Penalty = Annotated[
+    Literal["adaptive", "fixed", "per-sample"],
+    "adaptive, fixed or per-sample",
+    lambda x: x in ("adaptive", "fixed", "per-sample"),
+]
 
 
 @dataclasses.dataclass
@@ -97,12 +102,14 @@ class Args:
     """passes over each rollout"""
     num_minibatches: Count = 4
     """minibatches per pass; a divisor of num_envs * num_steps that leaves at least 2 steps in each"""
-    penalty: Literal["adaptive", "fixed"] = "adaptive"
-    """whether β adapts to the divergence after each rollout or stays as it is"""
+    penalty: Penalty = "adaptive"
+    """whether β adapts to the divergence after each rollout, stays as it is, or is each sample's own (Theorem 1)"""
     beta: Rate = 1.0
-    """β: price of a unit of divergence; where it is adaptive, the first one"""
+    """β: price of a unit of divergence; where it is adaptive, the first one; per-sample ignores it"""
     target_kl: FinitePositive = 0.01
-    """d_targ: the mean divergence that an adaptive β aims at; a fixed one ignores it"""
+    """d_targ: the mean divergence that an adaptive β aims at; the others ignore it"""
+    clip_coef: Rate = 0.2
+    """ε: half the band around ratio 1 in which per-sample asks no price; the others only log who is outside"""
     norm_adv: bool = True
     """standardise the advantages of each minibatch"""
     ent_coef: Rate = 0.01
@@ -383,41 +390,51 @@ def make_optimizers(agent: Agent, args: Args) -> dict[str, Adam]:
     return {"agent": optimizer}
 
 
-def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) -> dict[str, float]:
+def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) -> dict[str, float | None]:
     """Take the steps of PPO-KL on one rollout and adapt β; return the mean metrics of the last epoch. Section 4."""
     old_agent = copy.deepcopy(agent)
     beta = optimizers["agent"].state["beta"].item()
     for _ in range(args.update_epochs):
-        losses, log_ratios = [], []
+        losses, samples = [], []
         for rows in torch.randperm(len(batch.obs), device=batch.obs.device).tensor_split(args.num_minibatches):
             minibatch = Batch(*(x[rows] for x in batch))
             policy = agent.policy(minibatch.obs)
-            log_ratio = policy.log_prob(minibatch.actions) - minibatch.log_probs
+            log_probs = policy.log_prob(minibatch.actions)
+            log_ratio = log_probs - minibatch.log_probs
             advantages = standardized(minibatch.advantages) if args.norm_adv else minibatch.advantages
-            with torch.no_grad():
-                old_policy = old_agent.policy(minibatch.obs)
-            penalty = beta * kl_divergence(old_policy, policy)
+            if args.penalty == "per-sample":
+                penalty = -beta_log_probs(log_probs, log_ratio.exp(), advantages, args.clip_coef)
+            else:
+                with torch.no_grad():
+                    old_policy = old_agent.policy(minibatch.obs)
+                penalty = beta * kl_divergence(old_policy, policy)
             policy_loss = -(log_ratio.exp() * advantages - penalty).mean()  # eq. 8, negated
             value_loss = 0.5 * (agent.value(minibatch.obs) - minibatch.returns).square().mean()
             entropy = policy.entropy().mean()
             loss = policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy  # eq. 9, likewise
             optimizers["agent"].minimize(loss, args.max_grad_norm)
             losses.append(torch.stack([policy_loss, value_loss, entropy]).detach())
-            log_ratios.append(log_ratio.detach())
+            samples.append(torch.stack([log_ratio, advantages]).detach())
 
     with torch.no_grad():
         kl = kl_divergence(old_agent.policy(batch.obs), agent.policy(batch.obs)).mean().item()
     if args.penalty == "adaptive":
         optimizers["agent"].state["beta"].fill_(adapted(beta, kl, args.target_kl))
-    log_ratio = torch.cat(log_ratios)  # of each minibatch as its step began
+    log_ratio, advantages = torch.cat(samples, dim=1)  # of each minibatch as its step began
     policy_loss, value_loss, entropy = torch.stack(losses).mean(dim=0).tolist()
+    masks = torch.stack(partition(log_ratio.exp(), advantages, args.clip_coef))
+    frac_in, frac_kill, frac_pass = masks.double().mean(dim=1).tolist()
     return {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
         "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),  # k3 of joschu.net/blog/kl-approx.html
         "kl": kl,
-        "beta": beta,
+        "beta": None if args.penalty == "per-sample" else beta,
+        "clipfrac": frac_kill + frac_pass,  # |r − 1| > ε
+        "frac_in": frac_in,
+        "frac_kill": frac_kill,
+        "frac_pass": frac_pass,
         "explained_variance": explained_variance(batch),
     }
 
@@ -429,6 +446,25 @@ def adapted(beta: float, kl: float, target_kl: float) -> float:
     if kl < target_kl / 1.5:
         return max(beta / 2, LEAST_BETA)
     return beta
+
+
+def beta_log_probs(log_probs: Tensor, ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
+    """β log π_θ of each sample, (B,), with β = −r Â on I_kill, 0 elsewhere, and constant to the gradient. Theorem 1."""
+    _, kill, _ = partition(ratio, advantages, clip_coef)
+    # Â (−r log π), not (−r Â) log π: so its gradient is a product of the same factors in the same order as that of r Â
+    # is, with the same rounding, and cancels it to the bit.
+    return advantages * (torch.where(kill, -ratio.detach(), 0.0) * log_probs)
+
+
+def partition(ratio: Tensor, advantages: Tensor, clip_coef: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Masks of I_in, I_kill and I_pass, each (B,), one of which holds for a sample. arXiv 2606.23932, section 2.
+
+    I_in: 1 − ε ≤ r ≤ 1 + ε. I_kill: outside, on the side that Â favours, where the clip leaves no gradient. I_pass:
+    outside, on the other side, where the gradient flows and brings the ratio back; and where Â = 0, of no consequence.
+    """
+    above, below = ratio > 1 + clip_coef, ratio < 1 - clip_coef
+    kill = (above & (advantages > 0)) | (below & (advantages < 0))
+    return ~(above | below), kill, (above | below) & ~kill
 
 
 def standardized(x: Tensor) -> Tensor:
