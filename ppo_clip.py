@@ -6,10 +6,15 @@ further gains nothing:
 
     L^CLIP(θ) = E_t[ min( r_t(θ) Â_t, clip(r_t(θ), 1 − ε, 1 + ε) Â_t ) ],   r_t(θ) = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7 and 9, Algorithm 1.
+So a sample's gradient is lost only where r has left the band on the side that Â favours; on the other side it flows and
+brings r back: frac_kill and frac_pass of a row say how many there were of either. `--form phi` and `--form beta` write
+the same step as a penalty on r and as one on log π. They train alike, to the bit.
+
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7 and 9, Algorithm 1; the forms
+are those of arXiv 2606.23932.
 
     python ppo_clip.py --env CartPole-v1
-    python ppo_clip.py --env Acrobot-v1 --total-timesteps 500000 --seed 2
+    python ppo_clip.py --env Acrobot-v1 --total-timesteps 500000 --seed 2 --form beta
     python ppo_clip.py --env HalfCheetah-v5 --num-envs 8 --vectorization-mode async --norm-obs --norm-reward
 """
 
@@ -425,10 +430,9 @@ def clipped_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, clip
         return ratio * advantages - phi(ratio, advantages, clip_coef)
     if form == "beta":
         return ratio * advantages + beta_log_probs(log_probs, ratio, advantages, clip_coef)
-    clipped = ratio.clamp(1 - clip_coef, 1 + clip_coef)
-    # Â stands outside of the min, which a negative one turns into a max. Two products could round to one number for a
-    # ratio just off the band, and of equal arguments torch.min gives each half of the gradient.
-    return torch.where(advantages < 0, torch.max(ratio, clipped), torch.min(ratio, clipped)) * advantages
+    # The min of the products is the product with min(r, 1 + ε), or with max(r, 1 − ε) where Â < 0. So written it has no
+    # ties: torch.min would halve the gradient between two products that a ratio just off the band rounds to one number.
+    return torch.where(advantages < 0, ratio.clamp(min=1 - clip_coef), ratio.clamp(max=1 + clip_coef)) * advantages
 
 
 def phi(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:

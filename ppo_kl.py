@@ -7,10 +7,15 @@ by 1.5.
 
     L^KLPEN(θ) = E_t[ r_t(θ) Â_t − β KL(π_old(· | s_t) ‖ π_θ(· | s_t)) ],   r_t(θ) = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), section 4, eq. 8.
+With a price for each sample in place of one for all, −r Â where PPO-Clip would clip and 0 elsewhere, the penalty on
+log π is the clip: `--penalty per-sample` trains as ppo_clip.py does, to the bit.
+
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), section 4, eq. 8; per-sample is
+Theorem 1 of arXiv 2606.23932.
 
     python ppo_kl.py --env CartPole-v1
     python ppo_kl.py --env Acrobot-v1 --penalty fixed --beta 3 --seed 2
+    python ppo_kl.py --env CartPole-v1 --penalty per-sample --clip-coef 0.1
     python ppo_kl.py --env InvertedPendulum-v5 --num-envs 8 --vectorization-mode async --norm-obs
 """
 

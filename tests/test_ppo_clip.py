@@ -172,14 +172,6 @@ def test_termination_does_not_bootstrap():
 # ------------------------------------------------------- update -------------------------------------------------------
 
 
-@given(st.floats(0.01, 5), st.floats(-3, 3), st.floats(0, 0.9))
-def test_clipped_surrogate_is_the_smaller_of_two_lines(ratio, advantage, clip_coef):
-    """Fig. 1 of Schulman et al. 2017: flat beyond 1 + ε for Â > 0, flat below 1 − ε for Â < 0."""
-    bound = min(ratio, 1 + clip_coef) if advantage >= 0 else max(ratio, 1 - clip_coef)
-    value = ppo_clip.clipped_surrogate(*torch.tensor([ratio, advantage], dtype=torch.float64), clip_coef)
-    assert value.item() == pytest.approx(bound * advantage, abs=1e-12)
-
-
 def test_each_epoch_deals_every_step_once_in_another_order(monkeypatch):
     args = Args(num_envs=4, num_steps=32, num_minibatches=4, update_epochs=3)
     envs, agent, episodes = start(args)
@@ -292,7 +284,7 @@ def test_rows_are_metrics_csv_and_the_folder_is_complete():
     with open("run/metrics.csv", newline="") as file:
         table = list(csv.DictReader(file))
     columns = "global_step wall_time episodes episodic_return episodic_length SPS policy_loss value_loss entropy"
-    columns += " approx_kl clipfrac explained_variance learning_rate"
+    columns += " approx_kl clipfrac frac_in frac_kill frac_pass explained_variance learning_rate"
     assert list(table[0]) == columns.split()
     assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == table
     assert rows[0]["learning_rate"] == Args().learning_rate > rows[-1]["learning_rate"] > 0
@@ -375,6 +367,7 @@ def test_tensorboard_tags():
     rows = train(Args(run_dir="run", tensorboard=True, **SHORT))
     accumulator = events.EventAccumulator("run").Reload()
     losses = {"policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "explained_variance"}
+    losses |= {"frac_in", "frac_kill", "frac_pass"}
     charts = {"episodes", "episodic_return", "episodic_length", "SPS", "learning_rate"}
     assert set(accumulator.Tags()["scalars"]) == {f"losses/{x}" for x in losses} | {f"charts/{x}" for x in charts}
     last = accumulator.Scalars("losses/value_loss")[-1]
@@ -460,6 +453,7 @@ REFUSED = [
     ],
     ("env", 7),
     ("quiet", 2),
+    *[("form", value) for value in ("max", "", None, 1)],
     ("run_dir", Path("path")),
     ("run_dir", "full"),
     ("run_dir", "file"),

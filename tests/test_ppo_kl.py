@@ -99,3 +99,8 @@ def test_fixed_beta_stays_and_a_high_one_holds_the_policy():
         assert {row["beta"] for row in rows} == {beta}
         kls[beta] = sum(row["kl"] for row in rows) / len(rows)
     assert kls[100.0] < 0.3 * kls[0.0]
+
+
+def test_per_sample_logs_no_beta_and_still_the_kl():
+    rows = train(Args(run_dir="run", penalty="per-sample", total_timesteps=5_000, quiet=True))
+    assert {row["beta"] for row in rows} == {None} and all(row["kl"] > 0 for row in rows)

@@ -1,0 +1,620 @@
+"""What the theory of policy gradients states, held by the code of the scripts; docs/from_reinforce_to_ppo.md tells it.
+
+Each test is named after a statement and cites it. Its reference side is made from the definition alone: densities are
+written out, derivatives are differences or autograd through those densities, expectations are sums over all actions.
+"""
+
+import copy
+import csv
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import gae_fast
+import ppo_clip
+import ppo_kl
+import trpo
+import vpg
+
+FORMS = ("min", "phi", "beta")
+KINDS = ("discrete", "continuous")
+
+
+# ------------------------------------------------- policies and samples ----------------------------------------------
+
+
+class World(NamedTuple):
+    """A policy π_old and one near or far from it, both of random weights, and what π_old did."""
+
+    old: ppo_clip.Agent
+    agent: ppo_clip.Agent
+    batch: ppo_clip.Batch
+
+
+def random_agent(kind, generator, action_size=2):
+    action_space = Discrete(4) if kind == "discrete" else Box(-1, 1, (action_size,))
+    agent = ppo_clip.Agent(Box(-1, 1, (3,)), action_space, norm_obs=False).double()
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            fan_in = parameter.shape[1] if parameter.dim() == 2 else 4
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5)
+    return agent
+
+
+def make_world(kind, seed, reach, advantages, action_size=2):
+    generator = torch.Generator().manual_seed(seed)
+    old = random_agent(kind, generator, action_size)
+    agent = copy.deepcopy(old)
+    size = len(advantages)
+    obs = torch.randn(size, 3, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter += reach * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        output = old.actor(obs)
+        if kind == "discrete":
+            actions = torch.multinomial(output.softmax(-1), 1, generator=generator)[:, 0]
+        else:
+            noise = torch.randn(size, action_size, generator=generator, dtype=torch.float64)
+            actions = output + old.log_std.exp() * noise
+        log_probs = torch.stack([density(old, obs[i], actions[i]).log() for i in range(size)])
+    returns, values = torch.randn(2, size, generator=generator, dtype=torch.float64)
+    advantages = torch.tensor(advantages, dtype=torch.float64)
+    return World(old, agent, ppo_clip.Batch(obs, actions, log_probs, values, advantages, returns))
+
+
+def density(agent, obs, action):
+    """π(a | s) of an action, or of several in one state, written out: a softmax, or a product of bell curves."""
+    output = agent.actor(obs)
+    if agent.discrete:
+        return output[action].exp() / output.exp().sum()
+    std = agent.log_std.exp()
+    return ((-((action - output) ** 2) / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi))).prod(-1)
+
+
+def policy_parameters(agent):
+    return [parameter for name, parameter in agent.named_parameters() if not name.startswith("critic.")]
+
+
+def gradient(scalar, agent):
+    """∇ of a scalar with respect to the policy's parameters, as one vector; what it does not depend on gives 0."""
+    parameters = policy_parameters(agent)
+    grads = torch.autograd.grad(scalar, parameters, allow_unused=True, materialize_grads=True, retain_graph=True)
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def scores(agent, batch):
+    """∇log π_θ(a_t | s_t) of every sample, from the densities."""
+    return [gradient(density(agent, *sample).log(), agent) for sample in zip(batch.obs, batch.actions)]
+
+
+advantage = st.one_of(st.floats(-3, 3), st.sampled_from([0.0, 1.0, -1.0]))
+worlds = st.builds(
+    make_world,
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 2**32),
+    reach=st.sampled_from([0.0, 0.01, 0.1, 0.5]),
+    advantages=st.lists(advantage, min_size=3, max_size=6).filter(lambda x: max(x) - min(x) > 0.1),
+)
+at_theta_k = st.builds(lambda world: world._replace(agent=copy.deepcopy(world.old)), worlds)
+
+
+class Recorder:
+    """Takes an optimizer's place: keeps the gradient of each loss for the policy, and moves nothing."""
+
+    def __init__(self, agent):
+        self.agent, self.gradients, self.state = agent, [], {"beta": torch.tensor(1.0, dtype=torch.float64)}
+
+    def minimize(self, loss, max_grad_norm=math.inf):
+        self.gradients.append(gradient(loss, self.agent))
+
+
+class GradientDescent(Recorder):
+    """Takes an optimizer's place: one step down the gradient, of all parameters that have one, at rate 0.01."""
+
+    def minimize(self, loss, max_grad_norm=math.inf):
+        parameters = list(self.agent.parameters())
+        with torch.no_grad():
+            for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
+                if grad is not None:
+                    parameter -= 0.01 * grad
+
+
+ONE_STEP = {"update_epochs": 1, "num_minibatches": 1, "ent_coef": 0.0, "max_grad_norm": math.inf}
+
+
+def gradient_in_update(script, agent, batch, **options):
+    """The gradient of the policy's objective in the update of vpg, ppo_clip or ppo_kl, over all samples at once."""
+    recorder, beta = Recorder(agent), options.get("beta", 1.0)
+    recorder.state["beta"].fill_(beta)
+    one_step = {"num_minibatches": 1, "value_epochs": 1} if script is vpg else ONE_STEP
+    script.update(
+        agent, dict.fromkeys(("agent", "policy", "critic"), recorder), batch, script.Args(**one_step, **options)
+    )
+    return -recorder.gradients[0]
+
+
+def assert_equal(left, right):
+    scale = max(left.abs().max().item(), right.abs().max().item(), 1e-6)
+    torch.testing.assert_close(left, right, rtol=0, atol=1e-9 * scale)
+
+
+# -------------------------------------------------- where the ratio is from ------------------------------------------
+
+
+@given(worlds, st.integers(0, 2**32))
+@settings(deadline=None, max_examples=30)
+def test_gradient_of_the_ratio_is_the_ratio_times_the_score(world, seed):
+    """∇r = r ∇log π: a difference quotient of π_θ / π_old in a random direction, against the script's log_prob.
+
+    "Where is the policy gradient in PPO?", section 4, steps 2 and 3.
+    """
+    parameters = policy_parameters(world.agent)
+    theta = torch.nn.utils.parameters_to_vector(parameters).detach()
+    direction = torch.randn(len(theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    direction /= direction.norm()
+
+    def ratios_at(step):
+        torch.nn.utils.vector_to_parameters(theta + step * direction, parameters)
+        with torch.no_grad():
+            return [
+                density(world.agent, *x) / density(world.old, *x) for x in zip(world.batch.obs, world.batch.actions)
+            ]
+
+    ahead, behind, here = ratios_at(1e-5), ratios_at(-1e-5), ratios_at(0.0)
+    log_probs = world.agent.policy(world.batch.obs).log_prob(world.batch.actions)
+    for i, ratio in enumerate(here):
+        slope = (ahead[i] - behind[i]) / 2e-5
+        assert slope.item() == pytest.approx(
+            (ratio * gradient(log_probs[i], world.agent) @ direction).item(), 1e-4, 1e-7
+        )
+
+
+def all_actions(agent, other, obs):
+    """Every action with a weight, so that Σ weight · density · f is E[f]: all four, or a fine grid on the line."""
+    if agent.discrete:
+        return torch.arange(4), torch.ones(4, dtype=torch.float64)
+    with torch.no_grad():
+        means, stds = zip(*((x.actor(obs).item(), x.log_std.exp().item()) for x in (agent, other)))
+    grid = torch.linspace(min(means) - 9 * max(stds), max(means) + 9 * max(stds), 301, dtype=torch.float64)
+    return grid[:, None], (grid[1] - grid[0]).expand(301)
+
+
+one_state = st.builds(
+    make_world,
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 2**32),
+    reach=st.sampled_from([0.01, 0.1]),
+    advantages=st.just([1.0]),
+    action_size=st.just(1),
+)
+coefficients = st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.floats(-2, 2))
+
+
+@given(one_state, coefficients)
+@settings(deadline=None, max_examples=30)
+def test_importance_sampling_is_exact_in_expectation(world, coefficients):
+    """E_{a∼π_θ}[f(a)] = E_{a∼π_old}[r f(a)], and so do their gradients agree: no approximation is made.
+
+    "Where does the ratio come from?", the derivation of L^CPI from L^PG.
+    """
+    obs = world.batch.obs[0]
+    actions, weights = all_actions(world.agent, world.old, obs)
+    f = sum(c * actions.double().flatten() ** k for k, c in enumerate(coefficients))  # any function of the action
+    new = density(world.agent, obs, actions)
+    old = density(world.old, obs, actions).detach()
+    log_ratio = world.agent.policy(obs).log_prob(actions) - world.old.policy(obs).log_prob(actions).detach()
+    assert (weights * old).sum().item() == pytest.approx(1) and (weights * new).sum().item() == pytest.approx(1)
+    assert_equal((weights * old * log_ratio.exp() * f).sum(), (weights * new * f).sum())
+    surrogate = gradient((weights * old * log_ratio.exp() * f).sum(), world.agent)
+    assert_equal(surrogate, gradient((weights * new * f).sum(), world.agent))  # of E_π[f] itself
+    assert_equal(surrogate, gradient((weights * new.detach() * new.log() * f).sum(), world.agent))  # E_π[∇log π f]
+
+
+@given(one_state, st.floats(-100, 100))
+@settings(deadline=None, max_examples=30)
+def test_the_score_and_so_a_baseline_has_expectation_zero(world, baseline):
+    """E_{a∼π}[∇log π(a | s)] = 0, hence E[∇log π · b(s)] = 0. "Policy gradient from first principles", section 3."""
+    obs = world.batch.obs[0]
+    actions, weights = all_actions(world.agent, world.old, obs)
+    probabilities = (weights * density(world.agent, obs, actions)).detach()
+    log_probs = world.agent.policy(obs).log_prob(actions)
+    expectation = gradient((probabilities * log_probs).sum(), world.agent)
+    size = max(gradient(log_prob, world.agent).abs().max() for log_prob in log_probs[:: len(actions) // 4])
+    assert expectation.abs().max() < 1e-9 * size
+    assert gradient((probabilities * log_probs * baseline).sum(), world.agent).abs().max() <= 1e-7 * size
+
+
+# ---------------------------------------------- at the old policy all are one ----------------------------------------
+
+
+@given(at_theta_k, st.floats(0, 10), st.booleans())
+@settings(deadline=None, max_examples=12)
+def test_at_the_old_policy_all_objectives_have_the_vanilla_gradient(world, beta, norm_adv):
+    """At θ = θ_k, ∇ of L^PG, of the surrogate, of PPO-Clip's and of PPO-KL's objective is E_t[∇log π Â].
+
+    "Where is the policy gradient in PPO?", section 4, step 5.
+    """
+    _, agent, batch = world
+    advantages = batch.advantages
+    if norm_adv:
+        advantages = (advantages - advantages.mean()) / advantages.square().mean().sub(advantages.mean() ** 2).sqrt()
+    expected = sum(a * score for a, score in zip(advantages, scores(agent, batch))) / len(advantages)
+    found = [gradient_in_update(vpg, agent, batch, norm_adv=norm_adv)]
+    found += [gradient(trpo.surrogate(agent.policy(batch.obs), batch, advantages), agent)]
+    found += [gradient_in_update(ppo_clip, agent, batch, norm_adv=norm_adv, form=form) for form in FORMS]
+    for penalty in ("adaptive", "fixed", "per-sample"):
+        found += [gradient_in_update(ppo_kl, agent, batch, norm_adv=norm_adv, penalty=penalty, beta=beta)]
+    for one in found:
+        torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-7)  # standardized divides by the deviation + 1e-8
+
+
+@given(at_theta_k, st.sampled_from(FORMS))
+@settings(deadline=None, max_examples=30)
+def test_one_step_of_ppo_is_one_vanilla_step(world, form):
+    """One epoch, one minibatch, plain gradient descent: θ_k + α E_t[∇log π Â]. "Where does the ratio come from?"."""
+    before = torch.nn.utils.parameters_to_vector(policy_parameters(world.old)).detach()
+    step = sum(a * score for a, score in zip(world.batch.advantages, scores(world.old, world.batch)))
+    expected = before + 0.01 * step / len(world.batch.advantages)
+    for script, options in ((vpg, {}), (ppo_clip, {"form": form}), (ppo_kl, {}), (ppo_kl, {"penalty": "per-sample"})):
+        agent = copy.deepcopy(world.old)
+        optimizers = dict.fromkeys(("agent", "policy", "critic"), GradientDescent(agent))
+        one_step = {"num_minibatches": 1, "value_epochs": 1} if script is vpg else ONE_STEP
+        script.update(agent, optimizers, world.batch, script.Args(norm_adv=False, **one_step, **options))
+        assert_equal(torch.nn.utils.parameters_to_vector(policy_parameters(agent)).detach(), expected)
+
+
+# ------------------------------------------------------ the partition ------------------------------------------------
+
+
+def region(ratio, advantage, clip_coef):
+    """The set that a sample is in, by section 2 of arXiv 2606.23932, which leaves Â = 0 outside the band undecided."""
+    if 1 - clip_coef <= ratio <= 1 + clip_coef:
+        return "in"
+    if (ratio > 1 + clip_coef and advantage > 0) or (ratio < 1 - clip_coef and advantage < 0):
+        return "kill"
+    return "pass"
+
+
+clip_coefs = st.one_of(st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.floats(0, 1.5))
+
+
+@st.composite
+def samples(draw):
+    """(ratios, advantages, ε): ratios far outside of the band, in it, on its edges and next to them."""
+    clip_coef = draw(clip_coefs)
+    edges = [
+        x for edge in (1 - clip_coef, 1 + clip_coef) for x in (edge, math.nextafter(edge, 9), math.nextafter(edge, 0))
+    ]
+    ratio = st.one_of(st.floats(1e-3, 1e3), st.floats(0.5, 2), st.sampled_from([x for x in edges if x > 0]))
+    pairs = draw(st.lists(st.tuples(ratio, advantage), min_size=3, max_size=6))
+    return *(list(x) for x in zip(*pairs)), clip_coef
+
+
+def with_ratios(world, ratios):
+    """log π_θ of the first samples, and their ratios, which are the ones given, whatever π_old that takes."""
+    log_probs = world.agent.policy(world.batch.obs).log_prob(world.batch.actions)[: len(ratios)]
+    return log_probs, torch.tensor(ratios, dtype=torch.float64) * (log_probs - log_probs.detach()).exp()
+
+
+six_samples = st.builds(
+    make_world,
+    kind=st.sampled_from(KINDS),
+    seed=st.integers(0, 2**32),
+    reach=st.just(0.1),
+    advantages=st.just([1.0] * 6),
+)
+
+
+def sample_gradients(world, ratios, clip_coef, advantages):
+    """The gradient of each sample's objective, in PPO-Clip's three forms and in PPO-KL's per-sample one."""
+    log_probs, ratio = with_ratios(world, ratios)
+    advantages = torch.tensor(advantages, dtype=torch.float64)
+    objectives = {form: ppo_clip.clipped_surrogate(log_probs, ratio, advantages, clip_coef, form) for form in FORMS} | {
+        "per-sample": ratio * advantages + ppo_kl.beta_log_probs(log_probs, ratio, advantages, clip_coef)
+    }
+    return {name: [gradient(one, world.agent) for one in objective] for name, objective in objectives.items()}
+
+
+def gradient_of_the_definition(world, i, ratio, advantage, clip_coef):
+    """Â ∇π_θ / π_old on I_in and I_pass, with π_old = π_θ / r; 0 on I_kill. Section 3 of arXiv 2606.23932."""
+    probability = density(world.agent, world.batch.obs[i], world.batch.actions[i])
+    whole = advantage * ratio / probability.item() * gradient(probability, world.agent)
+    return 0 * whole if region(ratio, advantage, clip_coef) == "kill" else whole
+
+
+@given(samples())
+@settings(max_examples=300)
+def test_every_sample_is_in_one_set_of_the_partition(sample):
+    """I_in, I_kill and I_pass are disjoint and leave nothing out. arXiv 2606.23932, section 2."""
+    ratios, advantages, clip_coef = sample
+    tensors = (torch.tensor(x, dtype=torch.float64) for x in (ratios, advantages))
+    masks = ppo_clip.partition(*tensors, clip_coef)
+    for i, (ratio, one) in enumerate(zip(ratios, advantages)):
+        assert [name for name, mask in zip(("in", "kill", "pass"), masks) if mask[i]] == [region(ratio, one, clip_coef)]
+
+
+@given(six_samples, samples())
+@settings(deadline=None, max_examples=40)
+def test_theorem_1_per_sample_the_gradient_is_zero_on_kill_and_whole_elsewhere(world, sample):
+    """Each sample's gradient, in each form, is Â ∇π_θ / π_old on I_in ∪ I_pass, and 0 on I_kill and only there.
+
+    Theorem 1 of arXiv 2606.23932. It corrects "Where is the policy gradient in PPO?", section 5, which has 0 wherever
+    the ratio is outside of the band.
+    """
+    ratios, advantages, clip_coef = sample
+    for gradients in sample_gradients(world, ratios, clip_coef, advantages).values():
+        for i, (ratio, one) in enumerate(zip(ratios, advantages)):
+            expected = gradient_of_the_definition(world, i, ratio, one, clip_coef)
+            assert_equal(gradients[i], expected)
+            if abs(one) > 1e-6:
+                assert (gradients[i].abs().max() == 0) == (region(ratio, one, clip_coef) == "kill")
+
+
+@given(worlds, clip_coefs)
+@settings(deadline=None, max_examples=40)
+def test_theorem_1_for_the_batch_at_every_new_policy(world, clip_coef):
+    """∇L_CLIP(θ′) = ∇L_KL(θ′) = (1/N) Σ of the definition's gradients, as the two scripts' updates take them."""
+    _, agent, batch = world
+    expected = 0
+    for i, (old_log_prob, one) in enumerate(zip(batch.log_probs.tolist(), batch.advantages.tolist())):
+        ratio = density(agent, batch.obs[i], batch.actions[i]).item() / math.exp(old_log_prob)
+        if min(abs(ratio - 1 + clip_coef), abs(ratio - 1 - clip_coef)) < 1e-9:
+            return  # where rounding decides between two sets; at θ_k with ε = 0 that is everywhere
+        expected = expected + gradient_of_the_definition(world, i, ratio, one, clip_coef) / len(batch.obs)
+    options = {"norm_adv": False, "clip_coef": clip_coef}
+    for form in FORMS:
+        assert_equal(gradient_in_update(ppo_clip, agent, batch, form=form, **options), expected)
+    assert_equal(gradient_in_update(ppo_kl, agent, batch, penalty="per-sample", **options), expected)
+
+
+@given(samples(), st.lists(st.floats(-5, 5).filter(bool), min_size=6, max_size=6))
+def test_theorem_1_the_coefficient_of_each_sample(sample, log_probs):
+    """β_t = −r Â on I_kill and 0 on I_in ∪ I_pass, a constant to the gradient."""
+    ratios, advantages, clip_coef = sample
+    log_probs = torch.tensor(log_probs[: len(ratios)], dtype=torch.float64, requires_grad=True)
+    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (ratios, advantages)]
+    penalty = ppo_kl.beta_log_probs(log_probs, *tensors, clip_coef)
+    (betas,) = torch.autograd.grad(penalty.sum(), log_probs)
+    for beta, value, ratio, one, log_prob in zip(betas, penalty, ratios, advantages, log_probs):
+        expected = -ratio * one if region(ratio, one, clip_coef) == "kill" else 0.0
+        assert beta.item() == pytest.approx(expected, rel=1e-12)
+        assert value.item() == pytest.approx(expected * log_prob.item(), rel=1e-12)
+    assert torch.autograd.grad(
+        ppo_kl.beta_log_probs(log_probs, *tensors, clip_coef).sum(), tensors[0], allow_unused=True
+    ) == (None,)
+
+
+@given(samples())
+@settings(max_examples=300)
+def test_theorem_2_the_clip_is_a_penalty_on_the_ratio(sample):
+    """min(r Â, clip(r) Â) = r Â − Φ(r, Â) as values, and Φ ≥ 0. Theorem 2 of arXiv 2606.23932."""
+    ratios, advantages, clip_coef = sample
+    tensors = [torch.tensor(x, dtype=torch.float64) for x in (ratios, advantages)]
+    log_probs = torch.zeros(len(ratios), dtype=torch.float64)
+    values = [ppo_clip.clipped_surrogate(log_probs, *tensors, clip_coef, form) for form in ("min", "phi")]
+    penalties = ppo_clip.phi(*tensors, clip_coef)
+    for i, (ratio, one) in enumerate(zip(ratios, advantages)):
+        clipped = min(ratio * one, max(min(ratio, 1 + clip_coef), 1 - clip_coef) * one)
+        penalty = 0.0
+        if ratio > 1 + clip_coef and one > 0:
+            penalty = (ratio - (1 + clip_coef)) * one
+        if ratio < 1 - clip_coef and one < 0:
+            penalty = (ratio - (1 - clip_coef)) * one
+        assert penalties[i].item() == penalty >= 0
+        assert values[0][i].item() == clipped
+        assert values[1][i].item() == pytest.approx(clipped, rel=1e-12, abs=1e-12 * abs(ratio * one))
+
+
+def test_one_coefficient_for_all_samples_cannot_do_what_the_clip_does():
+    """No scalar β gives PPO-KL the gradient of PPO-Clip at this θ′, whether it weighs the exact KL or log π.
+
+    The gradient is affine in β, so that the nearest one is a projection. arXiv 2606.23932 needs a β_t for each sample.
+    """
+    world = make_world("discrete", seed=3, reach=0.1, advantages=[2.0, -1.0, 0.5, -2.0, 1.0, -0.5, 3.0, -1.5])
+    _, agent, batch = world
+    target = gradient_in_update(ppo_clip, agent, batch, norm_adv=False)
+    unpenalised = gradient_in_update(ppo_kl, agent, batch, norm_adv=False, penalty="fixed", beta=0.0)
+    penalised = gradient_in_update(ppo_kl, agent, batch, norm_adv=False, penalty="fixed", beta=1.0)
+    per_sample = gradient_in_update(ppo_kl, agent, batch, norm_adv=False, penalty="per-sample")
+    at_two = gradient_in_update(ppo_kl, agent, batch, norm_adv=False, penalty="fixed", beta=2.0)
+    assert_equal(at_two, 2 * penalised - unpenalised)  # affine
+    for slope in (penalised - unpenalised, sum(scores(agent, batch)) / len(batch.obs)):
+        best_beta = (target - unpenalised) @ slope / (slope @ slope)
+        nearest = unpenalised + best_beta * slope
+        assert (nearest - target).norm() > 0.3 * target.norm()
+    assert_equal(per_sample, target)
+
+
+@given(samples(), st.integers(1, 1000), st.integers(0, 2**32))
+@settings(max_examples=300)
+def test_the_forms_have_one_gradient_to_the_bit_in_float32(sample, batch_size, seed):
+    """As the scripts compute it, and for any number of samples in the mean: a power of 2 would hide the rounding."""
+    ratios, advantages, clip_coef = sample
+    ratios, advantages = torch.tensor(ratios), torch.tensor(advantages)
+    found = []
+    for form in (*FORMS, "per-sample"):
+        generator = torch.Generator().manual_seed(seed)
+        log_probs = torch.randn(len(ratios), generator=generator, requires_grad=True)
+        ratio = ratios * (log_probs - log_probs.detach()).exp()
+        if form == "per-sample":
+            objective = ratio * advantages - -ppo_kl.beta_log_probs(log_probs, ratio, advantages, clip_coef)
+        else:
+            objective = ppo_clip.clipped_surrogate(log_probs, ratio, advantages, clip_coef, form)
+        (grad,) = torch.autograd.grad(-objective.sum() / batch_size, log_probs)
+        found.append(grad)
+    assert all(torch.equal(grad, found[0]) for grad in found)
+
+
+@pytest.mark.parametrize("edge", [np.float32(0.8), np.float32(1.2)])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_ratio_just_off_the_band_is_killed_or_passed_whole(edge, form):
+    """Where rounding makes r Â and clip(r) Â one number, torch.min of the two would share out half of the gradient."""
+    rng = np.random.default_rng(0)
+    off = np.nextafter(edge, np.float32(9 if edge > 1 else 0))
+    tied = [x for x in rng.standard_normal(1000).astype(np.float32) if off * x == edge * x]
+    assert min(tied) < 0 < max(tied)
+    for one in tied:
+        log_prob = torch.zeros(1, requires_grad=True)
+        ratio = torch.tensor([off]) * log_prob.exp()
+        objective = ppo_clip.clipped_surrogate(log_prob, ratio, torch.tensor([one]), 0.2, form)
+        (grad,) = torch.autograd.grad(objective.sum(), log_prob)
+        killed = (edge > 1) == (one > 0)
+        assert grad.item() == (0.0 if killed else np.float32(off * one))
+
+
+# -------------------------------------------- the forms and the partition in a run -----------------------------------
+
+
+COLUMNS = ("global_step", "episodic_return", "value_loss", "entropy", "approx_kl")
+RUNS = {
+    "CartPole-v1": {},
+    "Pendulum-v1": {"norm_obs": True, "norm_reward": True, "norm_adv": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("env", RUNS)
+def test_the_four_forms_train_identically_to_the_bit(env, seed):
+    """A whole run each, many of whose ratios leave the band on either side. Theorems 1 and 2 of arXiv 2606.23932."""
+    options = {
+        "env": env,
+        "seed": seed,
+        "total_timesteps": 20_000,
+        "learning_rate": 5e-3,
+        "num_envs": 7,
+        "num_steps": 40,
+    }
+    options |= {"clip_coef": 0.1, "quiet": True, **RUNS[env]}
+    tables = []
+    for form in FORMS:
+        ppo_clip.train(ppo_clip.Args(run_dir=form, form=form, **options))
+    ppo_kl.train(ppo_kl.Args(run_dir="per-sample", penalty="per-sample", **options))
+    for folder in (*FORMS, "per-sample"):
+        with open(Path(folder, "metrics.csv"), newline="") as file:
+            tables.append(list(csv.DictReader(file)))
+    for table in tables:
+        assert len(table) > 60
+        assert [[row[name] for name in COLUMNS] for row in table] == [
+            [row[name] for name in COLUMNS] for row in tables[0]
+        ]
+    for name in ("frac_kill", "frac_pass"):
+        assert sum(float(row[name]) for row in tables[0]) / len(tables[0]) > 0.01
+    losses = [float(row["policy_loss"]) for row in tables[2]]
+    assert losses != [float(row["policy_loss"]) for row in tables[0]]  # another value, with the same gradient
+    checkpoints = [torch.load(Path(x, "checkpoint.pt"), weights_only=True)["agent"] for x in (*FORMS, "per-sample")]
+    for name, tensor in checkpoints[0].items():
+        assert all(torch.equal(checkpoint[name], tensor) for checkpoint in checkpoints), name
+
+
+@pytest.mark.parametrize("script", [ppo_clip, ppo_kl])
+@given(worlds, st.booleans())
+@settings(deadline=None, max_examples=30)
+def test_rows_log_the_partition(script, world, norm_adv):
+    """frac_in, frac_kill and frac_pass are by their definition, with the loss's advantages; clipfrac is |r − 1| > ε."""
+    _, agent, batch = world
+    advantages = batch.advantages - (batch.advantages.mean() if norm_adv else 0.0)
+    ratios = [density(agent, *x).item() for x in zip(batch.obs, batch.actions)]
+    ratios = [ratio / math.exp(log_prob) for ratio, log_prob in zip(ratios, batch.log_probs.tolist())]
+    if any(abs(abs(ratio - 1) - 0.2) < 1e-9 for ratio in ratios) or (norm_adv and advantages.abs().min() < 1e-9):
+        return
+    recorder = Recorder(agent)
+    metrics = script.update(agent, {"agent": recorder}, batch, script.Args(**ONE_STEP, norm_adv=norm_adv))
+    regions = [region(ratio, one, 0.2) for ratio, one in zip(ratios, advantages.tolist())]
+    for name in ("in", "kill", "pass"):
+        assert metrics[f"frac_{name}"] == pytest.approx(regions.count(name) / len(regions))
+    assert metrics["clipfrac"] == pytest.approx(np.mean([abs(ratio - 1) > 0.2 for ratio in ratios]))
+
+
+def test_metrics_are_those_of_the_last_epoch_with_its_own_advantages():
+    """Two epochs of two minibatches: the partition is the second epoch's, with the signs of its advantages."""
+    world = make_world("discrete", seed=5, reach=0.3, advantages=[1.0, 1.1, 1.2, 1.3, -5.0, 1.5])
+    torch.manual_seed(0)
+    options = {**ONE_STEP, "update_epochs": 2, "num_minibatches": 2}
+    orders = [torch.randperm(6) for _ in range(2)]
+    torch.manual_seed(0)
+    metrics = ppo_clip.update(world.agent, {"agent": Recorder(world.agent)}, world.batch, ppo_clip.Args(**options))
+    kills = 0
+    for rows in orders[1].tensor_split(2):
+        mean = world.batch.advantages[rows].mean()
+        for i in rows:
+            new, old = (density(x, world.batch.obs[i], world.batch.actions[i]).item() for x in (world.agent, world.old))
+            kills += region(new / old, (world.batch.advantages[i] - mean).item(), 0.2) == "kill"
+    assert metrics["frac_kill"] == pytest.approx(kills / 6) and kills > 0
+
+
+# ------------------------------------------------ advantages, and the two errors -------------------------------------
+
+
+@st.composite
+def trajectories(draw):
+    """Rewards (T, 1), values (T + 1, 1) and the two kinds of episode end of one environment, and γ."""
+    length = draw(st.integers(1, 12))
+    numbers = st.lists(st.floats(-10, 10), min_size=length, max_size=length)
+    ends = draw(st.lists(st.sampled_from(["", "", "", "terminated", "truncated"]), min_size=length, max_size=length))
+    columns = (
+        draw(numbers),
+        [*draw(numbers), draw(st.floats(-10, 10))],
+        *([e == x for e in ends] for x in ("terminated", "truncated")),
+    )
+    return *(np.array(column)[:, None] for column in columns), draw(st.floats(0, 1))
+
+
+@given(trajectories())
+def test_gae_with_lambda_0_is_the_temporal_difference(trajectory):
+    """Â_t = r_t + γ V(s_{t+1}) − V(s_t), without V(s_{t+1}) behind a termination. Schulman et al. 2016, eq. 17."""
+    rewards, values, terminations, truncations, gamma = trajectory
+    advantages, _ = gae_fast.gae(rewards, values, terminations, truncations, gamma, 0.0)
+    for t in range(len(rewards)):
+        ahead = 0.0 if terminations[t, 0] else gamma * values[t + 1, 0]
+        assert advantages[t, 0] == pytest.approx(rewards[t, 0] + ahead - values[t, 0], abs=1e-9)
+
+
+@given(trajectories())
+def test_gae_with_lambda_1_is_the_return_minus_the_value(trajectory):
+    """Â_t = Σ_k γ^k r_{t+k} + γ^n V(s_{t+n}) − V(s_t), up to the episode's end or the last step; V behind a truncation
+    counts, V behind a termination does not. Schulman et al. 2016, eq. 18; Pardo et al. 2018."""
+    rewards, values, terminations, truncations, gamma = trajectory
+    advantages, returns = gae_fast.gae(rewards, values, terminations, truncations, gamma, 1.0)
+    for t in range(len(rewards)):
+        total, discount = 0.0, 1.0
+        for k in range(t, len(rewards)):
+            total, discount = total + discount * rewards[k, 0], discount * gamma
+            if terminations[k, 0] or truncations[k, 0]:
+                break
+        total += 0.0 if terminations[k, 0] else discount * values[k + 1, 0]
+        assert returns[t, 0] == pytest.approx(total, abs=1e-6)
+        assert advantages[t, 0] == pytest.approx(total - values[t, 0], abs=1e-6)
+
+
+def test_an_action_of_i_pass_is_brought_back_and_one_of_i_kill_is_left():
+    """Both are clipped, as clipfrac counts them; ascent on PPO-Clip's objective moves one of them and not the other."""
+    world = make_world("discrete", seed=0, reach=0.0, advantages=[-1.0])
+    for advantage, moves in ((-1.0, True), (1.0, False)):
+        agent = copy.deepcopy(world.old)
+        # π_old had given the action half of its present probability: r = 2.
+        batch = world.batch._replace(
+            log_probs=world.batch.log_probs - math.log(2), advantages=torch.tensor([advantage]).double()
+        )
+        ratios = []
+        for _ in range(50):
+            ratios.append(density(agent, batch.obs[0], batch.actions[0]).item() / batch.log_probs.exp().item())
+            args = ppo_clip.Args(**ONE_STEP, norm_adv=False)
+            metrics = ppo_clip.update(agent, {"agent": GradientDescent(agent)}, batch, args)
+            if len(ratios) == 1:
+                assert metrics["clipfrac"] == 1.0 and ratios[0] == pytest.approx(2)
+        if moves:
+            assert ratios == sorted(ratios, reverse=True) and ratios[-1] < 1.9
+        else:
+            assert set(ratios) == {ratios[0]}
