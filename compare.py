@@ -42,6 +42,8 @@ class Args:
     """environment of all runs"""
     runs: tuple[str, ...] = ()
     """scripts to run, each with its arguments in the same quotes: vpg "ppo_clip --clip-coef 0.1" """
+    options: str = ""
+    """arguments that all runs share, which the labels leave out; with an equals sign: --options="--gamma 0.9" """
     seeds: int = 5
     """train with the seeds 1 to this"""
     total_timesteps: int | None = None
@@ -88,17 +90,14 @@ class Run(NamedTuple):
 def plan(args: Args, out: Path) -> list[Job]:
     """List the runs to make. Raises ArgumentError for a run that no script can make."""
     scripts = sorted(path.stem for path in ROOT.glob("*.py") if "\ndef train(" in path.read_text(encoding="utf-8"))
+    shared = split_words("--options", args.options)
     jobs = []
     for label in args.runs:
-        try:
-            name, *options = shlex.split(label) or [""]
-        except ValueError as error:
-            raise ArgumentError(f"--runs: expected a script and its arguments, got {label!r}: {error}") from error
+        name, *own_options = split_words("--runs", label) or [""]
+        options = [*shared, *own_options]  # of an argument in both, a script takes the last
         script = name.removesuffix(".py")
         if script not in scripts:
             raise ArgumentError(f"--runs: expected scripts out of {', '.join(scripts)}, got {name!r}")
-        if taken := {"--env", "--seed", "--run-dir", "--quiet"} & {option.split("=")[0] for option in options}:
-            raise ArgumentError(f"--runs: expected no {min(taken)}, which compare.py sets itself, got {label!r}")
         steps = [] if args.total_timesteps is None else ["--total-timesteps", str(args.total_timesteps)]
         for seed in range(1, args.seeds + 1):
             folder = out / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', label)}__{seed}"
@@ -108,6 +107,17 @@ def plan(args: Args, out: Path) -> list[Job]:
     if len({job.folder for job in jobs}) < len(jobs):
         raise ArgumentError(f"--runs: expected each run once, got {list(args.runs)}")
     return jobs
+
+
+def split_words(name: str, text: str) -> list[str]:
+    """Split as a shell does. Raises ArgumentError, also for an argument that is not to be given here."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ArgumentError(f"{name}: expected words and closed quotes, got {text!r}: {error}") from error
+    if taken := {"--env", "--seed", "--run-dir", "--quiet"} & {word.split("=")[0] for word in words}:
+        raise ArgumentError(f"{name}: expected no {min(taken)}, which compare.py sets itself, got {text!r}")
+    return words
 
 
 def run_all(jobs: list[Job], at_a_time: int, quiet: bool) -> dict[Job, str]:

@@ -113,7 +113,7 @@ def draw(noise, bias, title, path):
     left, right = figure.subplots(1, 2)
     groups = {"no V": slice(0, 2), "V": slice(2, 2 + len(LAMBDAS)), "poor V": slice(2 + len(LAMBDAS), None)}
     for label, group in groups.items():
-        names = WEIGHTS[group]
+        names = [name.replace("R̂", r"$\hat{R}$") for name in WEIGHTS[group]]
         (bars,) = left.plot(geometric_mean(noise[:, group]), names, "o", label=label, markersize=9, alpha=0.6)
         for row in noise[:, group]:
             left.plot(row, names, ".", color=bars.get_color(), markersize=4)

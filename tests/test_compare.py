@@ -78,6 +78,17 @@ def test_command_line_prints_the_table_and_what_failed():
     assert "1.0/1 runs" in run.stderr
 
 
+def test_shared_options_reach_every_run_and_no_label():
+    runs = ["vpg", "ppo_clip --gamma 0.7"]
+    command = [sys.executable, ROOT / "compare.py", "--runs", *runs, "--options=--num-envs 3 --gamma 0.8"]
+    command += ["--seeds", "1", "--total-timesteps", "500", "--out", "out", "--quiet"]
+    subprocess.run(command, check=True)
+    configs = [json.loads(path.read_text()) for path in sorted(Path("out").glob("*/config.json"))]
+    assert [(x["algorithm"], x["num_envs"], x["gamma"]) for x in configs] == [("ppo_clip", 3, 0.7), ("vpg", 3, 0.8)]
+    with open("out/summary.csv", newline="") as file:
+        assert [row["run"] for row in csv.DictReader(file)] == runs
+
+
 def test_complaint_is_the_line_that_says_what_is_wrong():
     assert compare.complaint("a warning\nTraceback …\n  File …\nKeyError: 'x'\n") == "KeyError: 'x'"
     box = "╭─ Unrecognized options ─╮\n│ Unrecognized options: --x │\n│ ──── │\n│ For full helptext, … │\n╰────╯\n"
@@ -145,6 +156,8 @@ REFUSED = [
     ("--runs", {"runs": ("vpg --seed 3",)}),
     ("--runs", {"runs": ("vpg '",)}),
     ("--runs", {"runs": ("vpg --run-dir=x",)}),
+    ("--options", {"runs": ("vpg",), "options": "--gamma 0.9 --seed 3"}),
+    ("--options", {"runs": ("vpg",), "options": '"--gamma'}),
     ("--seeds", {"runs": ("vpg",), "seeds": 0}),
     ("--jobs", {"runs": ("vpg",), "jobs": -1}),
     ("--total-timesteps", {"runs": ("vpg",), "total_timesteps": 0}),
