@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PPO, GAE, INIT = "ppo_clip.py", "gae_fast/recursions.py", "gae_fast/__init__.py"
 REINFORCE, VPG, TRPO, PPO_KL, COMPARE = "reinforce.py", "vpg.py", "trpo.py", "ppo_kl.py", "compare.py"
+MIN = "torch.where(advantages < 0, ratio.clamp(min=1 - clip_coef), ratio.clamp(max=1 + clip_coef)) * advantages"
+BETA = "advantages * (torch.where(kill, -ratio.detach(), 0.0) * log_probs)"
 MUTANTS = [
     # gae_fast: the recursion, its ends, its blocks
     (GAE, "+ trace_decay * next_advantage", "+ gamma * next_advantage", "is_its_definition"),
@@ -41,8 +43,8 @@ MUTANTS = [
     (PPO, "numpy().copy()", "numpy()", "writes_into_its_action"),
     (PPO, "len(rows) / self.count", "len(rows) / (self.count + 1)", "running_statistics"),
     # the update
-    (PPO, "torch.min(ratio", "torch.max(ratio", "clipped_surrogate or one_step"),
-    (PPO, "ratio.clamp(1 - clip_coef", "ratio.clamp(1 - 2 * clip_coef", "clipped_surrogate or one_step"),
+    (PPO, "advantages < 0, ratio.clamp(min=1 - clip_coef)", "advantages < 0, ratio", "theorem_1 or theorem_2"),
+    (PPO, "advantages < 0, ratio.clamp(", "advantages > 0, ratio.clamp(", "theorem_1 or theorem_2"),
     (PPO, "- args.ent_coef * entropy", "+ args.ent_coef * entropy", "one_step"),
     (PPO, "self.grad.zero_()", "pass", "torchs_adam"),
     (PPO, "(max_grad_norm /", "(2 * max_grad_norm /", "one_step"),
@@ -79,6 +81,24 @@ MUTANTS = [
     (PPO_KL, "kl_divergence(old_policy, policy)", "kl_divergence(policy, old_policy)", "penalised_loss"),
     (PPO_KL, "min(2 * beta, MOST_BETA)", "3 * beta", "beta_doubles"),
     (PPO_KL, "max(beta / 2, LEAST_BETA)", "beta / 2", "beta_can_always"),
+    # the forms and the partition
+    (PPO, MIN, "torch.min(ratio * advantages, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantages)", "just_off"),
+    (PPO, "where(kill, (ratio - edge)", "where(kill, (edge - ratio)", "theorem_2"),
+    (PPO, "(ratio - edge)", "(ratio - edge).detach()", "theorem_1"),
+    (PPO, "(below & (advantages < 0))", "below", "in_one_set"),
+    (PPO, "above, below = ratio > 1", "above, below = ratio >= 1", "in_one_set"),
+    (PPO, "partition(log_ratio.exp(), advantages, args", "partition(log_ratio.exp(), -advantages, args", "last_epoch"),
+    (
+        PPO_KL,
+        "partition(log_ratio.exp(), advantages, args",
+        "partition(1 / log_ratio.exp(), advantages, args",
+        "rows_log",
+    ),
+    (PPO, "if args.norm_adv else minibatch.advantages\n", "\n", "old_policy_all"),
+    (PPO_KL, BETA, "torch.where(kill, -ratio.detach() * advantages, 0.0) * log_probs", "in_float32"),
+    (PPO_KL, "-ratio.detach(), 0.0)", "-ratio, 0.0)", "coefficient_of_each"),
+    (PPO_KL, "kill, -ratio.detach()", "~kill, -ratio.detach()", "coefficient_of_each"),
+    (PPO_KL, "penalty = -beta_log_probs", "penalty = beta_log_probs", "theorem_1_for_the_batch"),
     # compare.py
     (COMPARE, 'side="right"', 'side="left"', "curves_hold"),
     (COMPARE, "trim_mean(values, 0.25", "trim_mean(values, 0.1", "interquartile_mean"),
