@@ -56,6 +56,8 @@ class Args:
     """what is taken over seeds: the mean, or the interquartile mean"""
     threshold: float | None = None
     """a return; the table says when each run reached it, with at least 100 episodes behind it"""
+    seconds: bool = True
+    """draw the curves over the seconds of training too, which say little on a machine with other work"""
     out: str | None = None
     """folder to write, new or empty; None makes comparisons/<env>__<time>"""
     quiet: bool = False
@@ -247,19 +249,22 @@ def curves(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.stack(rows)
 
 
-def draw(groups: dict[str, list[Run]], env: str, statistic: str, path: Path) -> None:
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for axis, panel in zip(("steps", "seconds"), panels):
+def draw(groups: dict[str, list[Run]], args: Args, env: str, path: Path) -> None:
+    axes = ("steps", "seconds") if args.seconds else ("steps",)
+    figure = Figure(figsize=(11 if args.seconds else 7, 4), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for axis, panel in zip(axes, panels):
         for label, runs in groups.items():
             grid, returns = curves(runs, axis)
             count = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
-            (line,) = panel.plot(grid, over_seeds(returns, statistic), label=f"{label} ({count})")
-            panel.fill_between(grid, *interval(returns, statistic), color=line.get_color(), alpha=0.2, linewidth=0)
+            (line,) = panel.plot(grid, over_seeds(returns, args.statistic), label=f"{label} ({count})")
+            panel.fill_between(grid, *interval(returns, args.statistic), color=line.get_color(), alpha=0.2, linewidth=0)
         panel.set_xlabel({"steps": "environment steps", "seconds": "seconds of training"}[axis])
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel({"mean": "return, mean over seeds", "iqm": "return, interquartile mean over seeds"}[statistic])
+    panels[0].set_ylabel(
+        {"mean": "return, mean over seeds", "iqm": "return, interquartile mean over seeds"}[args.statistic]
+    )
     panels[0].legend(fontsize="small")
     figure.suptitle(env)
     figure.savefig(path, dpi=150)
@@ -357,7 +362,7 @@ def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
         groups.setdefault(run.label, []).append(run)
     rows = summarize(groups, args)
     if rows:
-        draw(groups, env, args.statistic, out / "learning_curves.png")
+        draw(groups, args, env, out / "learning_curves.png")
         with open(out / "summary.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])
             writer.writeheader()
