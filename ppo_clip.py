@@ -7,8 +7,8 @@ further gains nothing:
     L^CLIP(θ) = E_t[ min( r_t(θ) Â_t, clip(r_t(θ), 1 − ε, 1 + ε) Â_t ) ],   r_t(θ) = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
 So a sample's gradient is lost only where r has left the band on the side that Â favours; on the other side it flows and
-brings r back: frac_kill and frac_pass of a row say how many there were of either. `--form phi` and `--form beta` write
-the same step as a penalty on r and as one on log π. They train alike, to the bit.
+brings r back: frac_kill and frac_pass are the shares of either. `--form phi` and `--form beta` write the same step as a
+penalty on r and as one on log π. All three train alike, to the bit.
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), eq. 7 and 9, Algorithm 1; the forms
 are those of arXiv 2606.23932.

@@ -3,12 +3,12 @@
 Each iteration collects a rollout with the policy π_old and takes several epochs of minibatch steps on it. What keeps
 the policy near π_old is a price β on the divergence from it. Where the penalty is adaptive, β follows the divergence
 that a rollout ended with: it doubles where that is over 1.5 times the target, and halves where it is under the target
-by 1.5.
+divided by 1.5.
 
     L^KLPEN(θ) = E_t[ r_t(θ) Â_t − β KL(π_old(· | s_t) ‖ π_θ(· | s_t)) ],   r_t(θ) = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
-With a price for each sample in place of one for all, −r Â where PPO-Clip would clip and 0 elsewhere, the penalty on
-log π is the clip: `--penalty per-sample` trains as ppo_clip.py does, to the bit.
+With a coefficient for each sample in place of one for all, −r Â where PPO-Clip leaves no gradient and 0 elsewhere, the
+penalty on log π is the clip: `--penalty per-sample` trains as ppo_clip.py does, to the bit.
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), section 4, eq. 8; per-sample is
 Theorem 1 of arXiv 2606.23932.

@@ -35,7 +35,9 @@ parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to this")
 parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
 args = parser.parse_args()
 
-print(f"{args.env} {args.options}\n\n| seed | rows | " + " | ".join(list(FORMS)[1:]) + " | killed | passed |")
+print(
+    f"{args.env} {args.options}".strip() + "\n\n| seed | rows | " + " | ".join(list(FORMS)[1:]) + " | killed | passed |"
+)
 print("| --- |" + " ---: |" * 6)
 all_equal = True
 for seed in range(1, args.seeds + 1):

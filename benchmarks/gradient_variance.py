@@ -4,8 +4,8 @@
 
 For each seed, reinforce.py trains a policy for a while, which is then held fixed. A critic V is fitted to the returns
 of one half of the episodes that it plays, and a poor one to twenty of them in one pass; each episode of the other half
-gives one estimate Σ_t ∇log π(a_t | s_t) Ψ_t for each weight Ψ_t. γ is 1, so that all weights estimate one gradient,
-that of the mean return of an episode.
+gives one estimate Σ_t ∇log π(a_t | s_t) Ψ_t for each weight Ψ_t. γ is 1, so that all weights but GAE with λ < 1
+estimate one gradient without bias, that of the mean return of an episode.
 
 noise: E‖ĝ − E ĝ‖² / ‖∇J‖², the number of episodes whose mean has as much noise in it as signal.
 bias: ‖E ĝ − ∇J‖ / ‖∇J‖, where ∇J is the mean with R̂_t − V(s_t), whose own noise is subtracted; `unseen` is the size of
@@ -157,6 +157,8 @@ for i, name in enumerate(WEIGHTS):
     cells = [geometric_mean(noise[:, i]), noise[:, i].min(), noise[:, i].max()]
     has_bias = "λ" in name and "λ = 1" not in name
     cells += [bias[:, i].mean(), bias[:, i].min(), bias[:, i].max(), unseen[:, i].mean()] if has_bias else []
-    print(f"| {name} | " + " | ".join(f"{cell:.3g}" for cell in cells) + " |" + (" 0 | | | |" if not has_bias else ""))
+    print(
+        f"| {name} | " + " | ".join(f"{cell:.3g}" for cell in cells) + " |" + (" none | | | |" if not has_bias else "")
+    )
 if args.out:
     draw(noise, bias, f"{args.env}: gradient estimates at {args.seeds} fixed policies", args.out)

@@ -391,6 +391,20 @@ def test_theorem_1_the_coefficient_of_each_sample(sample, log_probs):
     ) == (None,)
 
 
+def test_each_form_is_made_of_its_own_penalty(monkeypatch):
+    """That phi and beta train as min does is no equation if they are min: without its penalty each is r Â."""
+    log_probs, ratio, advantages = torch.tensor([[-0.5, -0.7, -2.0], [2.0, 0.5, 1.1], [1.0, -1.0, 3.0]])
+    clipped = torch.tensor([1.2, -0.8, 3.3])
+    for form, expected in (("min", clipped), ("phi", clipped), ("beta", ratio * advantages * (1 - log_probs))):
+        expected = torch.where(advantages == 3, ratio * advantages, expected)  # the third ratio is in the band
+        found = ppo_clip.clipped_surrogate(log_probs, ratio, advantages, 0.2, form)
+        torch.testing.assert_close(found, expected)
+    monkeypatch.setattr(ppo_clip, "phi", lambda *_: 0.0)
+    monkeypatch.setattr(ppo_clip, "beta_log_probs", lambda *_: 0.0)
+    for form, expected in (("min", clipped), ("phi", ratio * advantages), ("beta", ratio * advantages)):
+        torch.testing.assert_close(ppo_clip.clipped_surrogate(log_probs, ratio, advantages, 0.2, form), expected)
+
+
 @given(samples())
 @settings(max_examples=300)
 def test_theorem_2_the_clip_is_a_penalty_on_the_ratio(sample):
