@@ -1,5 +1,10 @@
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 # The scripts and the toy environments are plain files; this is how `import ppo_clip` and `--env toys:…` find them.
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure
+settings.load_profile("no deadline")

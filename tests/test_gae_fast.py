@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import gae_fast
@@ -56,7 +56,6 @@ def rollouts(draw, max_steps=12, max_envs=4):
 
 
 @given(rollouts(), st.sampled_from([1, 5, 8192]))
-@settings(deadline=None)
 def test_gae_is_its_definition(rollout, block_size):
     gae_fast.BLOCK_SIZE, before = block_size, gae_fast.BLOCK_SIZE
     advantages, returns = gae_fast.gae(*rollout)
@@ -68,7 +67,6 @@ def test_gae_is_its_definition(rollout, block_size):
 
 
 @given(rollouts())
-@settings(deadline=None)
 def test_rewards_to_go_is_its_definition(rollout):
     rewards, _, dones, _, gamma, _ = rollout
     expected = returns_by_definition(rewards, dones, gamma)

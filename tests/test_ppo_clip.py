@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import toys
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributions import Categorical
 
@@ -139,7 +139,6 @@ def test_normalized_rewards_divide_by_the_deviation_of_each_episodes_discounted_
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.floats(-10, 10), st.floats(0.1, 10))
-@settings(deadline=None)
 def test_running_statistics_are_those_of_all_rows_together(sizes, shift, scale):
     rows = torch.randn(sum(sizes), 3, generator=torch.Generator().manual_seed(len(sizes))) * scale + shift
     statistics = RunningStatistics(3)

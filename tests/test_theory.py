@@ -149,7 +149,7 @@ def assert_equal(left, right):
 
 
 @given(worlds, st.integers(0, 2**32))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_gradient_of_the_ratio_is_the_ratio_times_the_score(world, seed):
     """∇r = r ∇log π: a difference quotient of π_θ / π_old in a random direction, against the script's log_prob.
 
@@ -198,7 +198,7 @@ coefficients = st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.floats(-2, 2))
 
 
 @given(one_state, coefficients)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_importance_sampling_is_exact_in_expectation(world, coefficients):
     """E_{a∼π_θ}[f(a)] = E_{a∼π_old}[r f(a)], and so do their gradients agree: no approximation is made.
 
@@ -218,7 +218,7 @@ def test_importance_sampling_is_exact_in_expectation(world, coefficients):
 
 
 @given(one_state, st.floats(-100, 100))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_score_and_so_a_baseline_has_expectation_zero(world, baseline):
     """E_{a∼π}[∇log π(a | s)] = 0, hence E[∇log π · b(s)] = 0. "Policy gradient from first principles", section 3."""
     obs = world.batch.obs[0]
@@ -235,7 +235,7 @@ def test_the_score_and_so_a_baseline_has_expectation_zero(world, baseline):
 
 
 @given(at_theta_k, st.floats(0, 10), st.booleans())
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 def test_at_the_old_policy_all_objectives_have_the_vanilla_gradient(world, beta, norm_adv):
     """At θ = θ_k, ∇ of L^PG, of the surrogate, of PPO-Clip's and of PPO-KL's objective is E_t[∇log π Â].
 
@@ -256,7 +256,7 @@ def test_at_the_old_policy_all_objectives_have_the_vanilla_gradient(world, beta,
 
 
 @given(at_theta_k, st.sampled_from(FORMS))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_one_step_of_ppo_is_one_vanilla_step(world, form):
     """One epoch, one minibatch, plain gradient descent: θ_k + α E_t[∇log π Â]. "Where does the ratio come from?"."""
     before = torch.nn.utils.parameters_to_vector(policy_parameters(world.old)).detach()
@@ -341,7 +341,7 @@ def test_every_sample_is_in_one_set_of_the_partition(sample):
 
 
 @given(six_samples, samples())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_theorem_1_per_sample_the_gradient_is_zero_on_kill_and_whole_elsewhere(world, sample):
     """Each sample's gradient, in each form, is Â ∇π_θ / π_old on I_in ∪ I_pass, and 0 on I_kill and only there.
 
@@ -358,7 +358,7 @@ def test_theorem_1_per_sample_the_gradient_is_zero_on_kill_and_whole_elsewhere(w
 
 
 @given(worlds, clip_coefs)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_theorem_1_for_the_batch_at_every_new_policy(world, clip_coef):
     """∇L_CLIP(θ′) = ∇L_KL(θ′) = (1/N) Σ of the definition's gradients, as the two scripts' updates take them."""
     _, agent, batch = world
@@ -534,7 +534,7 @@ def test_the_four_forms_train_identically_to_the_bit(env, seed):
 
 @pytest.mark.parametrize("script", [ppo_clip, ppo_kl])
 @given(worlds, st.booleans())
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_rows_log_the_partition(script, world, norm_adv):
     """frac_in, frac_kill and frac_pass are by their definition, with the loss's advantages; clipfrac is |r − 1| > ε."""
     _, agent, batch = world

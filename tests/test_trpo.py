@@ -5,7 +5,7 @@ import math
 import gymnasium
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
@@ -84,7 +84,6 @@ def test_fisher_vector_product_is_that_of_the_kls_hessian(action_space, small):
 
 
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_conjugate_gradients_solve_the_linear_system(size, seed):
     generator = torch.Generator().manual_seed(seed)
     root = torch.randn(size, size, dtype=torch.float64, generator=generator)
