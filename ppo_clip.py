@@ -446,7 +446,7 @@ def beta_log_probs(log_probs: Tensor, ratio: Tensor, advantages: Tensor, clip_co
     """β log π_θ of each sample, (B,), with β = −r Â on I_kill, 0 elsewhere, and constant to the gradient. Theorem 1."""
     _, kill, _ = partition(ratio, advantages, clip_coef)
     # Â (−r log π), not (−r Â) log π: so its gradient is a product of the same factors in the same order as that of r Â
-    # is, with the same rounding, and cancels it to the bit.
+    # is, with the same rounding, and cancels it to the bit, short of overflow.
     return advantages * (torch.where(kill, -ratio.detach(), 0.0) * log_probs)
 
 

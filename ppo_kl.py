@@ -8,7 +8,7 @@ divided by 1.5.
     L^KLPEN(θ) = E_t[ r_t(θ) Â_t − β KL(π_old(· | s_t) ‖ π_θ(· | s_t)) ],   r_t(θ) = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
 With a coefficient for each sample in place of one for all, −r Â where PPO-Clip leaves no gradient and 0 elsewhere, the
-penalty on log π is the clip: `--penalty per-sample` trains as ppo_clip.py does, to the bit.
+penalty on log π is the clip: `--penalty per-sample` trains as ppo_clip.py does, to the bit, if that has no --target-kl.
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), section 4, eq. 8; per-sample is
 Theorem 1 of arXiv 2606.23932.
@@ -114,7 +114,7 @@ class Args:
     target_kl: FinitePositive = 0.01
     """d_targ: the mean divergence that an adaptive β aims at; the others ignore it"""
     clip_coef: Rate = 0.2
-    """ε: half the band around ratio 1 in which per-sample asks no price; the others only log who is outside"""
+    """ε: how far the band around ratio 1 reaches that per-sample is made of; the others only log who is outside"""
     norm_adv: bool = True
     """standardise the advantages of each minibatch"""
     ent_coef: Rate = 0.01
@@ -457,7 +457,7 @@ def beta_log_probs(log_probs: Tensor, ratio: Tensor, advantages: Tensor, clip_co
     """β log π_θ of each sample, (B,), with β = −r Â on I_kill, 0 elsewhere, and constant to the gradient. Theorem 1."""
     _, kill, _ = partition(ratio, advantages, clip_coef)
     # Â (−r log π), not (−r Â) log π: so its gradient is a product of the same factors in the same order as that of r Â
-    # is, with the same rounding, and cancels it to the bit.
+    # is, with the same rounding, and cancels it to the bit, short of overflow.
     return advantages * (torch.where(kill, -ratio.detach(), 0.0) * log_probs)
 
 

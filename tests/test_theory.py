@@ -1,7 +1,8 @@
 """What the theory of policy gradients states, held by the code of the scripts; docs/from_reinforce_to_ppo.md tells it.
 
-Each test is named after a statement and cites it. Its reference side is made from the definition alone: densities are
-written out, derivatives are differences or autograd through those densities, expectations are sums over all actions.
+Each test is named after a statement and cites it. What a definition can say, the reference side takes from there alone:
+densities are written out, derivatives are differences or autograd through those densities, expectations are sums over
+all actions. That two forms are one, to the bit, is tested on one another.
 """
 
 import copy
@@ -285,14 +286,18 @@ def region(ratio, advantage, clip_coef):
 clip_coefs = st.one_of(st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.floats(0, 1.5))
 
 
+def next_to(edge):
+    """The neighbours of a number in double precision, and those of the nearest one in single precision."""
+    single = np.float32(edge)
+    return *(math.nextafter(edge, x) for x in (0, 9)), *(float(np.nextafter(single, np.float32(x))) for x in (0, 9))
+
+
 @st.composite
 def samples(draw):
     """(ratios, advantages, ε): ratios far outside of the band, in it, on its edges and next to them."""
     clip_coef = draw(clip_coefs)
-    edges = [
-        x for edge in (1 - clip_coef, 1 + clip_coef) for x in (edge, math.nextafter(edge, 9), math.nextafter(edge, 0))
-    ]
-    ratio = st.one_of(st.floats(1e-3, 1e3), st.floats(0.5, 2), st.sampled_from([x for x in edges if x > 0]))
+    edges = [x for edge in (1 - clip_coef, 1 + clip_coef) for x in (edge, *next_to(edge))]
+    ratio = st.one_of(st.floats(1e-3, 1e3), st.floats(0.5, 2), st.sampled_from([x for x in edges if x > 1e-3]))
     pairs = draw(st.lists(st.tuples(ratio, advantage), min_size=3, max_size=6))
     return *(list(x) for x in zip(*pairs)), clip_coef
 
@@ -423,7 +428,7 @@ def test_theorem_2_the_clip_is_a_penalty_on_the_ratio(sample):
             penalty = (ratio - (1 - clip_coef)) * one
         assert penalties[i].item() == penalty >= 0
         assert values[0][i].item() == clipped
-        assert values[1][i].item() == pytest.approx(clipped, rel=1e-12, abs=1e-12 * abs(ratio * one))
+        assert values[1][i].item() == pytest.approx(clipped, rel=1e-12, abs=1e-12 * abs(ratio * one) + 1e-300)
 
 
 def test_one_coefficient_for_all_samples_cannot_do_what_the_clip_does():
@@ -449,7 +454,7 @@ def test_one_coefficient_for_all_samples_cannot_do_what_the_clip_does():
 @given(samples(), st.integers(1, 1000), st.integers(0, 2**32))
 @settings(max_examples=300)
 def test_the_forms_have_one_gradient_to_the_bit_in_float32(sample, batch_size, seed):
-    """As the scripts compute it, and for any number of samples in the mean: a power of 2 would hide the rounding."""
+    """For any number of samples in the mean: a power of 2 would hide the rounding."""
     ratios, advantages, clip_coef = sample
     ratios, advantages = torch.tensor(ratios), torch.tensor(advantages)
     found = []
@@ -490,6 +495,7 @@ COLUMNS = ("global_step", "episodic_return", "value_loss", "entropy", "approx_kl
 RUNS = {
     "CartPole-v1": {},
     "Pendulum-v1": {"norm_obs": True, "norm_reward": True, "norm_adv": False},
+    "toys:MatrixAction-v0": {"seed": 2, "total_timesteps": 8_000},
 }
 
 
@@ -498,13 +504,11 @@ def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("env", RUNS)
-def test_the_four_forms_train_identically_to_the_bit(env, seed):
+def test_the_four_forms_train_identically_to_the_bit(env):
     """A whole run each, many of whose ratios leave the band on either side. Theorems 1 and 2 of arXiv 2606.23932."""
     options = {
         "env": env,
-        "seed": seed,
         "total_timesteps": 20_000,
         "learning_rate": 5e-3,
         "num_envs": 7,
@@ -519,7 +523,7 @@ def test_the_four_forms_train_identically_to_the_bit(env, seed):
         with open(Path(folder, "metrics.csv"), newline="") as file:
             tables.append(list(csv.DictReader(file)))
     for table in tables:
-        assert len(table) > 60
+        assert len(table) > 25
         assert [[row[name] for name in COLUMNS] for row in table] == [
             [row[name] for name in COLUMNS] for row in tables[0]
         ]
@@ -544,28 +548,38 @@ def test_rows_log_the_partition(script, world, norm_adv):
     if any(abs(abs(ratio - 1) - 0.2) < 1e-9 for ratio in ratios) or (norm_adv and advantages.abs().min() < 1e-9):
         return
     recorder = Recorder(agent)
-    metrics = script.update(agent, {"agent": recorder}, batch, script.Args(**ONE_STEP, norm_adv=norm_adv))
+    args = script.Args(**{**ONE_STEP, "num_minibatches": 1 if norm_adv else 2}, norm_adv=norm_adv)
+    metrics = script.update(agent, {"agent": recorder}, batch, args)
     regions = [region(ratio, one, 0.2) for ratio, one in zip(ratios, advantages.tolist())]
     for name in ("in", "kill", "pass"):
         assert metrics[f"frac_{name}"] == pytest.approx(regions.count(name) / len(regions))
     assert metrics["clipfrac"] == pytest.approx(np.mean([abs(ratio - 1) > 0.2 for ratio in ratios]))
+    k3 = np.mean([ratio - 1 - math.log(ratio) for ratio in ratios])
+    assert metrics["approx_kl"] == pytest.approx(k3, rel=1e-6, abs=1e-12)
 
 
-def test_metrics_are_those_of_the_last_epoch_with_its_own_advantages():
-    """Two epochs of two minibatches: the partition is the second epoch's, with the signs of its advantages."""
-    world = make_world("discrete", seed=5, reach=0.3, advantages=[1.0, 1.1, 1.2, 1.3, -5.0, 1.5])
-    torch.manual_seed(0)
-    options = {**ONE_STEP, "update_epochs": 2, "num_minibatches": 2}
-    orders = [torch.randperm(6) for _ in range(2)]
-    torch.manual_seed(0)
-    metrics = ppo_clip.update(world.agent, {"agent": Recorder(world.agent)}, world.batch, ppo_clip.Args(**options))
-    kills = 0
-    for rows in orders[1].tensor_split(2):
-        mean = world.batch.advantages[rows].mean()
-        for i in rows:
-            new, old = (density(x, world.batch.obs[i], world.batch.actions[i]).item() for x in (world.agent, world.old))
-            kills += region(new / old, (world.batch.advantages[i] - mean).item(), 0.2) == "kill"
-    assert metrics["frac_kill"] == pytest.approx(kills / 6) and kills > 0
+@pytest.mark.parametrize("script", [ppo_clip, ppo_kl])
+def test_metrics_are_those_of_the_last_epoch(script):
+    """Two epochs log what the second of two updates of one epoch logs, from the same parameters and shuffles."""
+    world = make_world("discrete", seed=6, reach=0.3, advantages=[1.0, 1.1, 1.2, 1.3, -5.0, 1.5])
+    options = {**ONE_STEP, "num_minibatches": 2}
+    if script is ppo_kl:
+        options |= {"penalty": "fixed", "beta": 0.0}  # else the second update would have another π_old
+    rows = {}
+    for epochs in ([2], [1, 1]):
+        agent = copy.deepcopy(world.agent)
+        optimizer = GradientDescent(agent)
+        optimizer.state["beta"].fill_(0.0)
+        torch.manual_seed(0)
+        for update_epochs in epochs:
+            args = script.Args(**{**options, "update_epochs": update_epochs})
+            first = rows.get("last")
+            rows["last"] = script.update(agent, {"agent": optimizer}, world.batch, args)
+        rows[str(epochs)] = {name: value for name, value in rows["last"].items() if name != "kl"}
+    assert rows["[2]"] == pytest.approx(rows["[1, 1]"], rel=1e-12)
+    assert any(rows["last"][name] != first[name] for name in ("frac_in", "frac_kill", "frac_pass"))
+    for name in ("policy_loss", "value_loss", "entropy", "approx_kl"):
+        assert rows["last"][name] != pytest.approx(first[name], rel=1e-6), f"{name} is the same in both epochs"
 
 
 # ------------------------------------------------ advantages, and the two errors -------------------------------------
@@ -613,7 +627,7 @@ def test_gae_with_lambda_1_is_the_return_minus_the_value(trajectory):
 
 
 def test_an_action_of_i_pass_is_brought_back_and_one_of_i_kill_is_left():
-    """Both are clipped, as clipfrac counts them; ascent on PPO-Clip's objective moves one of them and not the other."""
+    """clipfrac counts both; ascent on PPO-Clip's objective moves one of them and not the other."""
     world = make_world("discrete", seed=0, reach=0.0, advantages=[-1.0])
     for advantage, moves in ((-1.0, True), (1.0, False)):
         agent = copy.deepcopy(world.old)

@@ -34,6 +34,8 @@ class AnySpaces(gymnasium.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
         self.steps = 0
         return self.observation_space.sample(), {}
 
