@@ -14,6 +14,8 @@ ROOT = Path(__file__).parent.parent
 PPO, GAE, INIT = "ppo_clip.py", "gae_fast/recursions.py", "gae_fast/__init__.py"
 REINFORCE, VPG, TRPO, PPO_KL, COMPARE = "reinforce.py", "vpg.py", "trpo.py", "ppo_kl.py", "compare.py"
 MIN = "torch.where(advantages < 0, ratio.clamp(min=1 - clip_coef), ratio.clamp(max=1 + clip_coef)) * advantages"
+EPOCH = "    for _ in range(args.update_epochs):\n        losses, samples = [], []\n"
+ALL_EPOCHS = "    losses, samples = [], []\n    for _ in range(args.update_epochs):\n"
 BETA = "advantages * (torch.where(kill, -ratio.detach(), 0.0) * log_probs)"
 MUTANTS = [
     # gae_fast: the recursion, its ends, its blocks
@@ -87,7 +89,7 @@ MUTANTS = [
     (PPO, "(ratio - edge)", "(ratio - edge).detach()", "theorem_1"),
     (PPO, "(below & (advantages < 0))", "below", "in_one_set"),
     (PPO, "above, below = ratio > 1", "above, below = ratio >= 1", "in_one_set"),
-    (PPO, "partition(log_ratio.exp(), advantages, args", "partition(log_ratio.exp(), -advantages, args", "last_epoch"),
+    (PPO, "partition(log_ratio.exp(), advantages, args", "partition(log_ratio.exp(), -advantages, args", "rows_log"),
     (
         PPO_KL,
         "partition(log_ratio.exp(), advantages, args",
@@ -95,6 +97,9 @@ MUTANTS = [
         "rows_log",
     ),
     (PPO, "if args.norm_adv else minibatch.advantages\n", "\n", "old_policy_all"),
+    (PPO, "return ratio * advantages - phi(ratio, advantages, clip_coef)", "pass", "own_penalty"),
+    (PPO, EPOCH, ALL_EPOCHS, "last_epoch"),
+    (PPO_KL, EPOCH, ALL_EPOCHS, "last_epoch"),
     (PPO_KL, BETA, "torch.where(kill, -ratio.detach() * advantages, 0.0) * log_probs", "in_float32"),
     (PPO_KL, "-ratio.detach(), 0.0)", "-ratio, 0.0)", "coefficient_of_each"),
     (PPO_KL, "kill, -ratio.detach()", "~kill, -ratio.detach()", "coefficient_of_each"),
