@@ -106,6 +106,8 @@ def test_folders_are_labelled_by_what_differs_and_grouped_by_it():
     assert [row["returns"] for row in rows] == ["2 2", "5 6", "6 6"]
     (folder,) = Path("comparisons").iterdir()
     assert folder.name.startswith("CartPole-v1__") and is_picture(folder / "learning_curves.png")
+    width = int.from_bytes((folder / "learning_curves.png").read_bytes()[16:20], "big")
+    assert width == 7 * 150  # one panel, without that over seconds
 
 
 def test_threshold_is_reached_where_the_return_is_and_a_hundred_episodes_lie_behind():

@@ -507,14 +507,8 @@ def in_empty_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize("env", RUNS)
 def test_the_four_forms_train_identically_to_the_bit(env):
     """A whole run each, many of whose ratios leave the band on either side. Theorems 1 and 2 of arXiv 2606.23932."""
-    options = {
-        "env": env,
-        "total_timesteps": 20_000,
-        "learning_rate": 5e-3,
-        "num_envs": 7,
-        "num_steps": 40,
-    }
-    options |= {"clip_coef": 0.1, "quiet": True, **RUNS[env]}
+    options = {"total_timesteps": 20_000, "learning_rate": 5e-3, "num_envs": 7, "num_steps": 40, "clip_coef": 0.1}
+    options |= {"env": env, "quiet": True, **RUNS[env]}
     tables = []
     for form in FORMS:
         ppo_clip.train(ppo_clip.Args(run_dir=form, form=form, **options))
