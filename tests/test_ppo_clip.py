@@ -16,7 +16,6 @@ import torch
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.distributions import Categorical
 
 import ppo_clip
 from ppo_clip import Agent, Args, ArgumentError, Batch, Episodes, RunningStatistics, make_envs, rollout, train, update
@@ -258,7 +257,7 @@ def test_metrics_of_an_unchanged_policy():
     metrics = update(agent, ppo_clip.make_optimizers(agent, args), batch, args)
     assert metrics["policy_loss"] == pytest.approx(-batch.advantages.mean().item(), rel=1e-3)
     assert metrics["value_loss"] == pytest.approx(0.5 * (batch.values - batch.returns).square().mean().item(), rel=1e-3)
-    probabilities = agent.policy(batch.obs).probs.double()
+    probabilities = agent.policy(batch.obs).logits.double().exp()
     assert metrics["entropy"] == pytest.approx(-(probabilities * probabilities.log()).sum(1).mean().item(), rel=1e-4)
     assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6) and metrics["clipfrac"] == 0
 
@@ -421,14 +420,94 @@ def test_environment_that_writes_into_its_action_does_not_change_the_batch():
     torch.testing.assert_close(agent.policy(batch.obs).log_prob(batch.actions).detach(), batch.log_probs)
 
 
-def test_policy_kinds():
-    obs_space, obs = gymnasium.spaces.Box(-1, 1, (4,)), torch.zeros(5, 4)
-    discrete = Agent(obs_space, gymnasium.spaces.Discrete(3), norm_obs=False).policy(obs)
-    assert isinstance(discrete, Categorical) and discrete.sample().shape == (5,)
-    continuous = Agent(obs_space, gymnasium.spaces.Box(-1, 1, (2, 3)), norm_obs=False).policy(obs)
-    assert continuous.sample().shape == (5, 2, 3)
-    assert continuous.log_prob(continuous.sample()).shape == continuous.entropy().shape == (5,)
-    torch.testing.assert_close(continuous.base_dist.stddev, torch.ones(5, 2, 3))
+SPACES = [gymnasium.spaces.Discrete(4)] + [gymnasium.spaces.Box(-1, 1, shape) for shape in ((), (2,), (2, 3))]
+each_space = pytest.mark.parametrize("action_space", SPACES, ids=str)
+
+
+def random_agent(action_space, norm_obs=False):
+    """An agent whose outputs differ from state to state, and some observations."""
+    torch.manual_seed(0)
+    agent = Agent(gymnasium.spaces.Box(-1, 1, (5,)), action_space, norm_obs)
+    torch.nn.init.normal_(agent.actor[-1].weight, std=0.2)
+    if not agent.discrete:
+        torch.nn.init.normal_(agent.log_std, std=0.3)
+    if norm_obs:
+        agent.obs_statistics.update(3 * torch.randn(50, 5) + 1)
+    return agent, 4 * torch.randn(6, 5)
+
+
+def torchs(agent, obs):
+    """The policy made of torch's own distributions."""
+    output = agent.actor(agent.standardize(obs))
+    if agent.discrete:
+        return torch.distributions.Categorical(logits=output)
+    mean = output.reshape(len(obs), *agent.action_shape)
+    normal = torch.distributions.Normal(mean, agent.log_std.exp().expand_as(mean))
+    return torch.distributions.Independent(normal, len(agent.action_shape))
+
+
+@each_space
+def test_policy_is_what_torchs_distributions_make_it(action_space):
+    agent, obs = random_agent(action_space)
+    policy, expected = agent.policy(obs), torchs(agent, obs)
+    assert policy.batch_shape == expected.batch_shape and policy.event_shape == expected.event_shape
+    torch.testing.assert_close(policy.mode, expected.mode)
+    samples = expected.sample((7,))
+    for actions in (samples[0], samples):  # one for each observation, and seven
+        assert policy.log_prob(actions).shape == expected.log_prob(actions).shape
+        torch.testing.assert_close(policy.log_prob(actions), expected.log_prob(actions))
+    torch.testing.assert_close(policy.entropy(), expected.entropy())
+
+    parameters = [parameter for name, parameter in agent.named_parameters() if not name.startswith("critic.")]
+    weights = torch.randn(2, len(obs))
+    gradients = [
+        torch.autograd.grad((weights[0] * x.log_prob(samples[0]) + weights[1] * x.entropy()).sum(), parameters)
+        for x in (agent.policy(obs), torchs(agent, obs))
+    ]
+    for found, right in zip(*gradients):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+@each_space
+@pytest.mark.parametrize("norm_obs", [False, True])
+def test_acting_in_numpy_draws_from_the_policy(action_space, norm_obs):
+    """And so does sample(): 20,000 draws for each observation, whose frequencies or moments are the policy's."""
+    agent, obs = random_agent(action_space, norm_obs=norm_obs)
+    act, many = ppo_clip.actor_in_numpy(agent, np.random.default_rng(0)), obs.repeat_interleave(20_000, dim=0)
+    assert act(obs.numpy()).dtype == agent.policy(obs).sample().numpy().dtype
+    with torch.no_grad():
+        expected = torchs(agent, obs)
+        for actions in (torch.as_tensor(act(many.numpy())), agent.policy(many).sample()):
+            draws = actions.reshape(len(obs), 20_000, *agent.action_shape)
+            if agent.discrete:
+                frequencies = torch.stack([(draws == k).double().mean(dim=1) for k in range(4)], dim=1)
+                error = (expected.probs * (1 - expected.probs) / 20_000).sqrt()
+                assert ((frequencies - expected.probs).abs() < 5 * error).all()
+                assert expected.probs.std(dim=0).min() > 0.05
+            else:
+                error = expected.stddev / math.sqrt(20_000)
+                assert ((draws.mean(dim=1) - expected.mean).abs() < 5 * error).all()
+                assert ((draws.std(dim=1) / expected.stddev - 1).abs() < 0.03).all()
+                assert expected.mean.std(dim=0).min() > 0.1
+
+
+def test_acting_in_numpy_refuses_a_layer_that_it_does_not_know():
+    agent, _ = random_agent(gymnasium.spaces.Discrete(4))
+    agent.actor[1] = torch.nn.ReLU()
+    with pytest.raises(TypeError, match=r"expected nn.Linear or nn.Tanh, got ReLU\(\)"):
+        ppo_clip.actor_in_numpy(agent, np.random.default_rng(0))
+
+
+@each_space
+def test_policy_stays_what_it_was_when_the_parameters_move(action_space):
+    agent, obs = random_agent(action_space)
+    policy = agent.policy(obs)
+    actions = policy.sample()
+    before = policy.log_prob(actions).detach(), policy.entropy().detach()
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter += 1.0
+    assert torch.equal(policy.log_prob(actions), before[0]) and torch.equal(policy.entropy(), before[1])
 
 
 # ------------------------------------------------------- refusals -----------------------------------------------------

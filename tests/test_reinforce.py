@@ -52,7 +52,7 @@ def agent():
 
 def exact_gradient(agent):
     """∇J(θ) of J(θ) = Σ_τ p_θ(τ) R(τ), which autograd differentiates without a score function; γ = 1."""
-    first, *second = (agent.policy(state).probs for state in STATES)
+    first, *second = (agent.policy(state).logits.exp() for state in STATES)
     expected_return = sum(first[a] * second[a][b] * (FIRST_REWARDS[a] + SECOND_REWARDS[a][b]) for a, b in TRAJECTORIES)
     return torch.cat([grad.flatten() for grad in torch.autograd.grad(expected_return, list(agent.parameters()))])
 

@@ -34,14 +34,14 @@ KINDS = ("discrete", "continuous")
 class World(NamedTuple):
     """A policy π_old and one near or far from it, both of random weights, and what π_old did."""
 
-    old: ppo_clip.Agent
-    agent: ppo_clip.Agent
+    old: ppo_kl.Agent
+    agent: ppo_kl.Agent
     batch: ppo_clip.Batch
 
 
 def random_agent(kind, generator, action_size=2):
     action_space = Discrete(4) if kind == "discrete" else Box(-1, 1, (action_size,))
-    agent = ppo_clip.Agent(Box(-1, 1, (3,)), action_space, norm_obs=False).double()
+    agent = ppo_kl.Agent(Box(-1, 1, (3,)), action_space, norm_obs=False).double()  # its policies have a KL
     with torch.no_grad():
         for parameter in agent.parameters():
             fan_in = parameter.shape[1] if parameter.dim() == 2 else 4

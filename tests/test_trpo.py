@@ -73,14 +73,10 @@ def test_fisher_vector_product_is_that_of_the_kls_hessian(action_space, small):
     hessian = torch.autograd.functional.hessian(kl_of_vector, vector)
     assert torch.linalg.eigvalsh(hessian).min() > -1e-12 and hessian.abs().max() > 0.01
 
-    with torch.no_grad():
-        old_policy = agent.policy(batch.obs)
-    kl = trpo.kl_divergence(old_policy, agent.policy(batch.obs)).mean()
-    gradient = trpo.flat_gradient(kl, list(parameters.values()), create_graph=True)
+    product = trpo.fisher_vector_product(agent.policy(batch.obs), list(parameters.values()), damping=0.3)
     for i in range(3):
         v = torch.randn(len(vector), dtype=torch.float64, generator=torch.Generator().manual_seed(i))
-        product = trpo.fisher_vector_product(gradient, list(parameters.values()), v, damping=0.3)
-        torch.testing.assert_close(product, hessian @ v + 0.3 * v)
+        torch.testing.assert_close(product(v), hessian @ v + 0.3 * v)
 
 
 @given(st.integers(1, 12), st.integers(0, 2**32 - 1))
@@ -140,7 +136,7 @@ def test_batch_on_which_no_step_can_leaves_every_bit_alone(action_space):
     for advantages, options in [
         (torch.zeros(50), {}),  # no direction
         (torch.full((50,), torch.nan), {}),
-        (None, {"target_kl": 1e9, "line_search_steps": 1}),  # so far that the surrogate is worse, or not a number
+        (None, {"target_kl": 1e308, "line_search_steps": 1}),  # so far that the surrogate is not a number
     ]:
         agent, batch = make_batch(action_space)
         if advantages is not None:
@@ -222,8 +218,8 @@ def test_exact_kl_is_the_mean_log_ratio_over_many_samples(action_space):
         nn.init.constant_(other.log_std, 0.4)
     with torch.no_grad():
         old, new = agent.policy(batch.obs), other.policy(batch.obs)
-        samples = old.sample((40_000,))
-        log_ratios = (old.log_prob(samples) - new.log_prob(samples)).mean(dim=1)
+        samples = [old.sample() for _ in range(40_000)]
+        log_ratios = torch.stack([(old.log_prob(x) - new.log_prob(x)).mean() for x in samples])
     standard_error = log_ratios.std() / math.sqrt(len(log_ratios))
     exact = trpo.kl_divergence(old, new).mean()
     assert abs(log_ratios.mean() - exact) < 4 * standard_error < 0.05 * exact
