@@ -216,13 +216,15 @@ class RunningStatistics(nn.Module):
 class Categorical(Distribution):
     """One of the actions 0, …, n − 1, with probabilities proportional to exp(logits), which are of shape (…, n).
 
-    It does what torch's own does in fewer calls, which is what networks this small cost: with torch's, an update of PPO
-    takes 1.1 times as long (benchmarks/choices.py).
+    Networks this small cost their calls more than their arithmetic, and this makes fewer calls than torch's own, with
+    which an update of PPO takes 1.1 times as long (benchmarks/choices.py).
     """
+
+    arg_constraints = {}  # nothing is checked
 
     def __init__(self, logits: Tensor) -> None:
         super().__init__(logits.shape[:-1], validate_args=False)
-        self.logits = logits.log_softmax(dim=-1)
+        self.logits = logits.log_softmax(dim=-1)  # normalised: log p
 
     @property
     def mode(self) -> Tensor:
@@ -233,6 +235,7 @@ class Categorical(Distribution):
         return (self.logits - torch.empty_like(self.logits).exponential_().log()).argmax(dim=-1)
 
     def log_prob(self, actions: Tensor) -> Tensor:
+        # Actions may have leading dimensions that the logits lack.
         return self.logits.expand(*actions.shape, -1).gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
@@ -279,7 +282,7 @@ class Adam:
     """Adam (Kingma and Ba 2015) on one vector, of which the parameters and their gradients become views.
 
     So a step takes a few kernels in all, not a few for each layer. Move the module to its device before. The arithmetic
-    is torch's own; its class of this name would first take a second to import torch._dynamo.
+    is that of torch.optim.Adam, which would first take a second to import torch._dynamo.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
@@ -298,11 +301,12 @@ class Adam:
         """Take one step down the gradient of the loss, scaled down to max_grad_norm where it is longer."""
         self.grad.zero_()
         loss.backward()
-        divisor = (self.grad.norm() / max_grad_norm).clamp(min=1.0) if max_grad_norm < math.inf else None
+        divisor = (self.grad.norm() / max_grad_norm).clamp(min=1.0).float() if max_grad_norm < math.inf else None
         self.state["step"] += 1
-        state = [self.state["first_moment"]], [self.state["second_moment"]], [], [self.state["step"]]
+        moments = [self.state["first_moment"]], [self.state["second_moment"]], []  # and none of AMSGrad
         options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
-        torch._fused_adam_([self.vector], [self.grad], *state, lr=self.learning_rate, grad_scale=divisor, **options)
+        options |= {"lr": self.learning_rate, "grad_scale": divisor}  # by which the kernel divides the gradient
+        torch._fused_adam_([self.vector], [self.grad], *moments, [self.state["step"]], **options)
 
 
 # ------------------------------------------------------- rollout ------------------------------------------------------
@@ -319,10 +323,11 @@ class Batch(NamedTuple):
     returns: Tensor  # Â_t + V_old(s_t), the value function's target
 
 
-def shuffled(batch: Batch, num_minibatches: int) -> Iterable[Batch]:
+def shuffled(batch: Batch, num_minibatches: int) -> list[Batch]:
     """Split a batch at random into minibatches whose sizes differ by at most one."""
     order = torch.randperm(len(batch.obs), device=batch.obs.device)
-    return map(Batch._make, zip(*(x[order].tensor_split(num_minibatches) for x in batch)))
+    fields = [x[order].tensor_split(num_minibatches) for x in batch]
+    return [Batch(*parts) for parts in zip(*fields)]
 
 
 class Episodes:
@@ -335,14 +340,14 @@ class Episodes:
         self.running_return = np.zeros(envs.num_envs)  # so far, undiscounted, as the environment pays it
         self.running_length = np.zeros(envs.num_envs, int)
         self.discounted_sum = np.zeros(envs.num_envs)
-        self.rng = np.random.default_rng(seed)  # of the actions
+        self.action_rng = np.random.default_rng(seed)
         self.count = 0
         self.recent_returns: deque[float] = deque(maxlen=100)
         self.recent_lengths: deque[int] = deque(maxlen=100)
 
 
 def in_numpy(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-    """The layer, with its weights as they now are, as a function of NumPy arrays. Raises TypeError for other kinds."""
+    """The layer as a function of NumPy arrays, good until its weights change. Raises TypeError for an unknown kind."""
     if type(layer) is nn.Tanh:
         return np.tanh
     if type(layer) is nn.Linear:
@@ -354,8 +359,8 @@ def in_numpy(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
 def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
     """A function that draws actions (N, …) for observations (N, num_obs) as agent.policy(obs).sample() would.
 
-    A step has so few rows that it costs its calls, and NumPy's cost a quarter of torch's: with torch, a rollout of four
-    CartPoles takes 1.7 times as long (benchmarks/choices.py).
+    It says again what Agent.standardize and Agent.policy say, and must change with them. A step has so few rows that it
+    costs its calls, and NumPy's cost less: with torch, a rollout takes 1.6 times as long (benchmarks/choices.py).
     """
     layers = [in_numpy(layer) for layer in agent.actor]
     obs_mean, obs_var = agent.obs_statistics.mean.cpu().numpy(), agent.obs_statistics.var.cpu().numpy()
@@ -366,7 +371,7 @@ def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarr
         for layer in layers:
             x = layer(x)
         if agent.discrete:
-            return (x + rng.gumbel(size=x.shape)).argmax(axis=-1)
+            return (x + rng.gumbel(size=x.shape)).argmax(axis=-1)  # as in Categorical.sample
         mean = x.reshape(len(x), *agent.action_shape)
         return mean + std * rng.standard_normal(mean.shape, np.float32)
 
@@ -384,7 +389,7 @@ def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Ba
     rewards = np.empty((args.num_steps, envs.num_envs))
     terminations, truncations = np.empty(rewards.shape, bool), np.empty(rewards.shape, bool)
     actions = []
-    act = actor_in_numpy(agent, episodes.rng)
+    act = actor_in_numpy(agent, episodes.action_rng)
     obs[0] = episodes.obs
     for t in range(args.num_steps):
         actions.append(act(obs[t]))
@@ -487,7 +492,7 @@ def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) 
         kl = kl_divergence(old_agent.policy(batch.obs), agent.policy(batch.obs)).mean().item()
     if args.penalty == "adaptive":
         optimizers["agent"].state["beta"].fill_(adapted(beta, kl, args.target_kl))
-    # Of each sample what it was as the step of its minibatch began.
+    # Of each sample, before the step of its minibatch.
     surrogate, value_loss, entropy, log_ratio, advantages = torch.cat(samples, dim=1)
     masks = torch.stack(partition(log_ratio.exp(), advantages, args.clip_coef))
     frac_in, frac_kill, frac_pass = masks.double().mean(dim=1).tolist()

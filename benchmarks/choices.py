@@ -1,8 +1,8 @@
-"""What each choice that costs the scripts some text saves: the time with the plain way through the time as it is.
+"""What each choice that costs the scripts some text saves: the time with the plain way, divided by the time as it is.
 
     python benchmarks/choices.py --rounds 20
 
-The plain ways: to act with torch, not NumPy; torch's own distributions; torch.optim.Adam, fused, with
+The plain ways: to act with torch, not NumPy; torch's own Categorical; torch.optim.Adam, fused, with
 torch.nn.utils.clip_grad_norm_; in TRPO, Fisher products as derivatives of the gradient of the KL. Each takes turns with
 the script as it is, on networks of its own; figures are medians over the rounds. HalfCheetah needs MuJoCo, and is left
 out without it.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.distributions import Categorical, Independent, Normal, kl_divergence
+from torch.distributions import Categorical, kl_divergence
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import ppo_clip
@@ -25,12 +25,7 @@ import trpo
 
 
 def torchs_policy(agent, obs):
-    output = agent.actor(agent.standardize(obs))
-    if agent.discrete:
-        return Categorical(logits=output, validate_args=False)
-    mean = output.reshape(*obs.shape[:-1], *agent.action_shape)
-    normal = Normal(mean, agent.log_std.exp().expand_as(mean), validate_args=False)
-    return Independent(normal, len(agent.action_shape), validate_args=False)
+    return Categorical(logits=agent.actor(agent.standardize(obs)), validate_args=False)
 
 
 def actor_in_torch(agent, rng):
@@ -63,13 +58,13 @@ def product_by_hessian(policy, parameters, damping):
 class Contender:
     """A script's rollout and update, with some of its parts replaced."""
 
-    def __init__(self, script, args, distributions=False, adam=False, **replaced):
+    def __init__(self, script, args, categorical=False, adam=False, **replaced):
         torch.manual_seed(1)
         self.script, self.args, self.replaced = script, args, replaced
         self.envs = script.make_envs(args)
         self.agent = script.Agent(self.envs.single_observation_space, self.envs.single_action_space, False)
         self.optimizers = script.make_optimizers(self.agent, args)
-        if distributions:
+        if categorical:
             self.agent.policy = lambda obs: torchs_policy(self.agent, obs)
         if adam:
             self.agent = copy.deepcopy(self.agent)  # its parameters are no views of a vector
@@ -109,25 +104,27 @@ rounds = parser.parse_args().rounds
 
 torch.set_num_threads(1)
 print("| | rollout | update | both |\n| --- | ---: | ---: | ---: |")
-plain = {"distributions": True, "adam": True, "actor_in_numpy": actor_in_torch}
 sizes = {"CartPole-v1": (4, 128, 4, 4), "HalfCheetah-v5": (1, 2048, 32, 10)}
 for env, (num_envs, num_steps, num_minibatches, epochs) in sizes.items():
     args = ppo_clip.Args(env, 1, 1, num_envs, num_steps, num_minibatches=num_minibatches, update_epochs=epochs)
+    plain = {
+        "acts with torch": {"actor_in_numpy": actor_in_torch},
+        "torch's Categorical": {"categorical": True},
+        "torch.optim.Adam": {"adam": True},
+    }
+    if env == "HalfCheetah-v5":
+        del plain["torch's Categorical"]  # its normal policy is made of torch's own distributions
+    plain["all of these"] = {name: value for part in plain.values() for name, value in part.items()}
     try:
-        contenders = {
-            "as it is": Contender(ppo_clip, args),
-            "acts with torch": Contender(ppo_clip, args, actor_in_numpy=actor_in_torch),
-            "torch's distributions": Contender(ppo_clip, args, distributions=True),
-            "torch.optim.Adam": Contender(ppo_clip, args, adam=True),
-            "all three": Contender(ppo_clip, args, **plain),
-        }
+        contenders = {"as it is": Contender(ppo_clip, args)}
+        contenders |= {name: Contender(ppo_clip, args, **parts) for name, parts in plain.items()}
     except ppo_clip.ArgumentError as error:
         print(f"left out: {error}", file=sys.stderr)
         continue
     compare(f"ppo_clip.py, {env}, {num_envs} × {num_steps}", contenders, rounds)
-args = trpo.Args(num_envs=8, num_steps=256, num_minibatches=16, cg_iters=15)
-contenders = {
-    "as it is": Contender(trpo, args),
-    "products by the KL's Hessian": Contender(trpo, args, fisher_vector_product=product_by_hessian),
-}
-compare("trpo.py, CartPole-v1, 8 × 256", contenders, rounds)
+for args in (trpo.Args(num_envs=8, num_steps=256, num_minibatches=16, cg_iters=15), trpo.Args()):
+    contenders = {
+        "as it is": Contender(trpo, args),
+        "products by the KL's Hessian": Contender(trpo, args, fisher_vector_product=product_by_hessian),
+    }
+    compare(f"trpo.py, CartPole-v1, {args.num_envs} × {args.num_steps}", contenders, rounds)

@@ -8,9 +8,14 @@ The peers live in environments of their own, by default .peers/sb3 and .peers/rl
     python -m venv .peers/sb3 && .peers/sb3/bin/pip install torch==2.13.0 sb3-contrib==2.9.2 "gymnasium[mujoco]==1.4.0"
     python -m venv .peers/rlox && .peers/rlox/bin/pip install torch==2.13.0 rlox==1.2.0
 
-Ours and theirs take turns at equal settings, each in a process of its own with one torch thread. A figure is the median
-over the rounds; a ratio, ours through theirs, is the median of the rounds' ratios, with the least and the greatest.
-Steps per second leave imports and set-up out; the peak of memory is the whole process's.
+with the build of torch that ours has, as the memory depends on it. HalfCheetah needs MuJoCo on our side too.
+
+Ours and theirs take turns on equal work: environments, rollouts, epochs, minibatches and networks are of equal sizes.
+Each has one torch thread, on the CPU, and steps environments in its own way: ours as Gymnasium does by default, CartPole
+in its vector environment (`sync` asks for one environment after the other); Stable-Baselines3 one after the other, in
+Python; rlox its CartPole in Rust. Each runs as a process of its own. A figure is the median over the rounds, a ratio the
+median of the rounds' ratios, with the least and the greatest. Steps per second leave imports and set-up out; the peak of
+memory is the whole process's.
 """
 
 import argparse
@@ -23,11 +28,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PPO = "--num-envs {} --num-steps {} --num-minibatches {} --update-epochs {} --learning-rate 2.5e-4"
+PPO = "--num-envs {} --num-steps {} --num-minibatches {} --update-epochs {} --learning-rate 2.5e-4 --gamma 0.99"
 CRITIC = "--num-envs {} --num-steps {} --num-minibatches {} --value-epochs {} --value-learning-rate 1e-3 --gamma 0.99"
 # Our command; environments, steps, minibatches and epochs; steps in all; the peers, as peers.py calls them.
 SETTINGS = [
     (f"ppo_clip.py --env CartPole-v1 {PPO}", "4 128 4 4", 60_000, ["sb3-ppo", "rlox-ppo"]),
+    (f"ppo_clip.py --env CartPole-v1 --vectorization-mode sync {PPO}", "4 128 4 4", 60_000, ["sb3-ppo"]),
     (f"ppo_clip.py --env HalfCheetah-v5 {PPO}", "1 2048 32 10", 16_384, ["sb3-ppo"]),
     (f"trpo.py --env CartPole-v1 --cg-iters 15 {CRITIC}", "8 256 16 10", 81_920, ["sb3-trpo"]),
     (f"trpo.py --env CartPole-v1 {CRITIC}", "8 2048 1 5", 163_840, ["rlox-trpo"]),
@@ -39,7 +45,7 @@ SETTINGS = [
 
 def measured(command: list[str | Path]) -> tuple[str, float]:
     """Run a command; return the last line that it prints, and the peak of its memory in MB."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -50,7 +56,7 @@ def measured(command: list[str | Path]) -> tuple[str, float]:
 
 def run_ours(command: str, sizes: str, steps: int, seed: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
-        options = f"--total-timesteps {steps} --seed {seed} --quiet --run-dir {folder}/run"
+        options = f"--total-timesteps {steps} --seed {seed} --device cpu --quiet --run-dir {folder}/run"
         script, *arguments = f"{command.format(*sizes.split())} {options}".split()
         _, memory = measured([sys.executable, ROOT / script, *arguments])
         with open(Path(folder, "run/metrics.csv"), newline="") as file:
@@ -97,7 +103,8 @@ if __name__ == "__main__":
             for peer in peers:
                 theirs[peer].append(run_peer(pythons[peer.split("-")[0]], peer, env, sizes, steps, seed))
         speed, memory = (statistics.median(x) for x in zip(*mine))
-        first = f"| {command.split()[0]}, {env} | {sizes} | {speed:,.0f} | {memory:.0f} |"
+        name = f"{command.split()[0]}, {env}{', sync' if 'sync' in command else ''}"
+        first = f"| {name} | {sizes} | {speed:,.0f} | {memory:.0f} |"
         if not peers:
             print(first, "— | | | | |", flush=True)
         for peer, results in theirs.items():

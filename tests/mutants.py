@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 PPO, GAE, INIT = "ppo_clip.py", "gae_fast/recursions.py", "gae_fast/__init__.py"
 REINFORCE, VPG, TRPO, PPO_KL, COMPARE = "reinforce.py", "vpg.py", "trpo.py", "ppo_kl.py", "compare.py"
 MIN = "torch.where(advantages < 0, ratio.clamp(min=1 - clip_coef), ratio.clamp(max=1 + clip_coef)) * advantages"
-EPOCH = "    for _ in range(args.update_epochs):\n        losses, samples = [], []\n"
-ALL_EPOCHS = "    losses, samples = [], []\n    for _ in range(args.update_epochs):\n"
+EPOCH = "    for _ in range(args.update_epochs):\n        samples = []\n"
+ALL_EPOCHS = "    samples = []\n    for _ in range(args.update_epochs):\n"
 BETA = "advantages * (torch.where(kill, -ratio.detach(), 0.0) * log_probs)"
 MUTANTS = [
     # gae_fast: the recursion, its ends, its blocks
@@ -42,19 +42,30 @@ MUTANTS = [
     (PPO, "returns[t:, n] -= returns[t, n]", "pass", "raw_one or agree_with"),
     (PPO, "agent.policy(obs[:-1]).log_prob", "agent.policy(obs[1:]).log_prob", "stored_log_probs"),
     (PPO, "envs = ClipAction(envs)", "pass", "actions_are_clipped"),
-    (PPO, "numpy().copy()", "numpy()", "writes_into_its_action"),
+    (PPO, "actions[t].copy()", "actions[t]", "writes_into_its_action"),
+    # the policy, and acting in NumPy
+    (PPO, "return -(self.logits.exp()", "return (self.logits.exp()", "torchs_distributions"),
+    (PPO, "(self.logits - torch.empty_like", "(self.logits + torch.empty_like", "acting_in_numpy_draws"),
+    (PPO, "(x + rng.gumbel(size=x.shape))", "x", "acting_in_numpy_draws"),
+    (PPO, "std * rng.standard_normal", "rng.standard_normal", "acting_in_numpy_draws"),
+    (PPO, "if agent.norm_obs else obs\n        for", "if False else obs\n        for", "acting_in_numpy_draws"),
+    (PPO, "if type(layer) is nn.Tanh:", "if type(layer) is not nn.Linear:", "refuses_a_layer"),
+    (PPO, "self.log_std.exp().expand_as(mean)", "self.log_std.expand_as(mean)", "torchs_distributions or acting"),
     (PPO, "len(rows) / self.count", "len(rows) / (self.count + 1)", "running_statistics"),
     # the update
     (PPO, "advantages < 0, ratio.clamp(min=1 - clip_coef)", "advantages < 0, ratio", "theorem_1 or theorem_2"),
     (PPO, "advantages < 0, ratio.clamp(", "advantages > 0, ratio.clamp(", "theorem_1 or theorem_2"),
     (PPO, "- args.ent_coef * entropy", "+ args.ent_coef * entropy", "one_step"),
     (PPO, "self.grad.zero_()", "pass", "torchs_adam"),
-    (PPO, "(max_grad_norm /", "(2 * max_grad_norm /", "one_step"),
+    (PPO, "/ max_grad_norm)", "/ max_grad_norm / 2)", "one_step"),
+    (PPO, "clamp(min=1.0).float()", "clamp(min=0.0).float()", "torchs_adam"),
+    (PPO, 'self.state["step"] += 1', "pass", "torchs_adam"),
     (PPO, "torch.randperm(len(batch.obs)", "torch.randperm(len(batch.obs) - 1", "each_epoch"),
     (PPO, "torch.randperm(len(batch.obs)", "torch.arange(len(batch.obs)", "each_epoch"),
     (PPO, "approx_kl > args.target_kl", "False", "target_kl"),
     # the run
     (PPO, "torch.manual_seed(args.seed)", "pass", "one_command"),
+    (PPO, "np.random.default_rng(seed)", "np.random.default_rng()", "one_command"),
     (PPO, "seed=int(np.random.SeedSequence(seed).generate_state(1)[0])", "seed=None", "one_command"),
     (PPO, 'self.register_buffer("mean", torch.zeros(shape))', "self.mean = torch.zeros(shape)", "restores_the_policy"),
     (PPO, "check_args(args)\n    device", "device", "leaves_nothing"),
@@ -67,19 +78,24 @@ MUTANTS = [
     (REINFORCE, "weights = standardized(weights)", "pass", "standardised_over_all"),
     # VPG: the step and the regression
     (VPG, "policy_loss = -(policy", "policy_loss = (policy", "policy_takes_one_step"),
-    (VPG, "- batch.returns[rows]", "- batch.values[rows]", "critic_converges"),
+    (VPG, "minibatch.obs), minibatch.returns", "minibatch.obs), minibatch.values", "critic_converges"),
     # TRPO: the natural gradient, the ball, the line search
     (TRPO, "improvement > 0 and kl <= args.target_kl", "improvement > 0", "within_the_ball or shortens"),
     (TRPO, "improvement > 0 and kl <= args.target_kl", "kl <= args.target_kl", "overshoots"),
     (TRPO, "nn.utils.vector_to_parameters(old_parameters, parameters)", "pass", "leaves_every_bit"),
     (TRPO, "(2 * args.target_kl /", "(args.target_kl /", "edge_of_the_ball"),
     (TRPO, "retain_graph=True) + damping * vector", "retain_graph=True)", "fisher_vector_product"),
+    (TRPO, "(0.5 * policy.logits).exp()", "policy.logits.exp()", "fisher_vector_product"),
+    (TRPO, "math.sqrt(2) * normal", "normal", "fisher_vector_product"),
+    (TRPO, "normal.loc / normal.scale.detach()", "normal.loc / normal.scale", "fisher_vector_product"),
+    (TRPO, ".sum() / len(y)", ".sum()", "fisher_vector_product"),
+    (TRPO, "(p.logits.exp() *", "(q.logits.exp() *", "exact_kl"),
     (TRPO, "args.line_search_decay**attempt", "1.0", "shortens"),
-    (TRPO, "kl_divergence(old_policy, new_policy)", "kl_divergence(new_policy, old_policy)", "within_the_ball"),
+    (TRPO, "kl_divergence(policy, new_policy)", "kl_divergence(new_policy, policy)", "within_the_ball"),
     (TRPO, "residual = residual - step", "residual = residual + step", "conjugate_gradients"),
     (TRPO, "<= 1e-10 * (b @ b)", "< 0", "stop_when_done"),
     # PPO-KL: the penalty and β
-    (PPO_KL, "- penalty)", "+ penalty)", "penalised_loss"),
+    (PPO_KL, "advantages - penalty", "advantages + penalty", "penalised_loss"),
     (PPO_KL, "kl_divergence(old_policy, policy)", "kl_divergence(policy, old_policy)", "penalised_loss"),
     (PPO_KL, "min(2 * beta, MOST_BETA)", "3 * beta", "beta_doubles"),
     (PPO_KL, "max(beta / 2, LEAST_BETA)", "beta / 2", "beta_can_always"),

@@ -1,0 +1,126 @@
+"""Draw how ppo_clip.py's steps per second grow with num_envs and with the minibatch, and where the time goes.
+
+    OPENBLAS_NUM_THREADS=1 python benchmarks/scaling.py --out scaling.png
+
+CartPole-v1, one thread. Over num_envs: rollouts of 4,096 steps, or of 32 for each environment if that is more, four
+epochs, minibatches of 512, with Gymnasium's native vector environment and with its sync one. Over the minibatch: 32
+environments × 128 steps, native, four epochs. Prints the figures as Markdown tables. Shares: the environment's steps,
+acting, what a rollout does after its last step (old log-probabilities, values, advantages), and the update. The last
+line is what the two networks' forward and backward passes alone would allow, in one batch of 4,096 steps.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import ppo_clip
+
+PARTS = ("environment", "acting", "values and advantages", "update")
+EPOCHS = 4
+
+
+def measure(args: ppo_clip.Args, seconds: float) -> list[float]:
+    """Steps per second, and the seconds that each of PARTS takes of an iteration: medians over iterations."""
+    torch.manual_seed(1)
+    envs = ppo_clip.make_envs(args)
+    agent = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, False)
+    optimizers, episodes = ppo_clip.make_optimizers(agent, args), ppo_clip.Episodes(envs, 1)
+    spent = dict.fromkeys(("environment", "acting"), 0.0)
+
+    def timed(name, function):
+        def call(*arguments):
+            start = time.perf_counter()
+            result = function(*arguments)
+            spent[name] += time.perf_counter() - start
+            return result
+
+        return call
+
+    make_actor = ppo_clip.actor_in_numpy
+    ppo_clip.actor_in_numpy = lambda *arguments: timed("acting", make_actor(*arguments))
+    envs.step = timed("environment", envs.step)
+    rows, begin = [], time.perf_counter()
+    while len(rows) < 4 or time.perf_counter() - begin < seconds:
+        spent.update(environment=0.0, acting=0.0)
+        start = time.perf_counter()
+        batch = ppo_clip.rollout(envs, agent, episodes, args)
+        between = time.perf_counter()
+        ppo_clip.update(agent, optimizers, batch, args)
+        end = time.perf_counter()
+        rest = between - start - sum(spent.values())
+        rows.append((len(batch.obs) / (end - start), *spent.values(), rest, end - between))
+    ppo_clip.actor_in_numpy = make_actor
+    envs.close()
+    return [statistics.median(x) for x in zip(*rows[1:])]  # the first warms up
+
+
+def networks_alone(size: int = 4096) -> float:
+    """Steps per second if an iteration were EPOCHS forward and backward passes of both networks and nothing else."""
+    envs = ppo_clip.make_envs(ppo_clip.Args(num_envs=1))
+    agent, obs = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, False), torch.randn(size, 4)
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        (agent.actor(obs).sum() + agent.critic(obs).sum()).backward()
+        times.append(time.perf_counter() - start)
+    return size / (EPOCHS * statistics.median(times))
+
+
+def table(title: str, results: dict[int, list[float]]) -> None:
+    print(f"\n| {title} | steps/s | " + " | ".join(PARTS) + " |\n| ---: |" + " ---: |" * (len(PARTS) + 1))
+    for x, (speed, *seconds) in results.items():
+        print(f"| {x:,} | {speed:,.0f} | " + " | ".join(f"{s / sum(seconds):.0%}" for s in seconds) + " |")
+
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--out", default="scaling.png", help="the picture")
+parser.add_argument("--seconds", type=float, default=3.0, help="time for each point")
+options = parser.parse_args()
+
+torch.set_num_threads(1)
+over_envs: dict[str, dict[int, list[float]]] = {"native": {}, "sync": {}}
+for num_envs in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
+    num_steps = max(4096 // num_envs, 32)
+    sizes = {"num_envs": num_envs, "num_steps": num_steps, "num_minibatches": num_envs * num_steps // 512}
+    for name, mode in (("native", "vector_entry_point"), ("sync", "sync")):
+        args = ppo_clip.Args(**sizes, update_epochs=EPOCHS, vectorization_mode=mode)
+        over_envs[name][num_envs] = measure(args, options.seconds)
+over_minibatch = {}
+for size in (32, 64, 128, 256, 512, 1024, 2048, 4096):
+    args = ppo_clip.Args(num_envs=32, num_steps=128, num_minibatches=4096 // size, update_epochs=EPOCHS)
+    over_minibatch[size] = measure(args, options.seconds)
+ceiling = networks_alone()
+
+table("num_envs, native", over_envs["native"])
+table("num_envs, sync", over_envs["sync"])
+table("minibatch", over_minibatch)
+print(f"\nThe networks alone: {ceiling:,.0f} steps/s")
+
+figure, ((speed_1, speed_2), (share_1, share_2)) = pyplot.subplots(2, 2, figsize=(11, 7), sharex="col", sharey="row")
+for name, results in over_envs.items():
+    speed_1.plot(results.keys(), [x[0] for x in results.values()], marker="o", label=f"{name} vector environment")
+speed_2.plot(over_minibatch.keys(), [x[0] for x in over_minibatch.values()], marker="o", color="C0")
+for axes, word in ((speed_1, "num_envs"), (speed_2, "steps in a minibatch")):
+    axes.axhline(ceiling, color="gray", linestyle=":", label="the networks' passes alone")
+    axes.set(xscale="log", yscale="log", title=f"over {word}")
+    axes.grid(alpha=0.3)
+speed_1.set_ylabel("steps per second")
+speed_1.legend()
+for axes, results, word in ((share_1, over_envs["native"], "num_envs"), (share_2, over_minibatch, "minibatch")):
+    shares = [[part / sum(row[1:]) for part in row[1:]] for row in results.values()]
+    axes.stackplot(list(results), *zip(*shares), labels=PARTS, alpha=0.8)
+    axes.set(xlabel=word, xticks=list(results), xticklabels=[f"{x}" for x in results], ylim=(0, 1))
+    axes.minorticks_off()
+share_1.set_ylabel("share of the time (native)")
+share_1.legend(loc="lower left")
+figure.tight_layout()
+figure.savefig(options.out, dpi=110)
