@@ -185,7 +185,7 @@ class Categorical(Distribution):
     """One of the actions 0, …, n − 1, with probabilities proportional to exp(logits), which are of shape (…, n).
 
     Networks this small cost their calls more than their arithmetic, and this makes fewer calls than torch's own, with
-    which an update of PPO takes 1.1 times as long (benchmarks/choices.py).
+    which an update of PPO takes 1.1 to 1.2 times as long (benchmarks/choices.py).
     """
 
     arg_constraints = {}  # nothing is checked
@@ -245,7 +245,8 @@ class Adam:
     """Adam (Kingma and Ba 2015) on one vector, of which the parameters and their gradients become views.
 
     So a step takes a few kernels in all, not a few for each layer. Move the module to its device before. The arithmetic
-    is that of torch.optim.Adam, which would first take a second to import torch._dynamo.
+    is that of torch.optim.Adam, with which an update of PPO takes 1.4 times as long (benchmarks/choices.py), and which
+    would first take a second to import torch._dynamo.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
@@ -315,7 +316,7 @@ def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarr
     """A function that draws actions (N, …) for observations (N, num_obs) as agent.policy(obs).sample() would.
 
     It says again what Agent.standardize and Agent.policy say, and must change with them. A step has so few rows that it
-    costs its calls, and NumPy's cost less: with torch, a rollout takes 1.6 times as long (benchmarks/choices.py).
+    costs its calls, and NumPy's cost less: with torch, a rollout takes 1.6 to 2 times as long (benchmarks/choices.py).
     """
     layers = [in_numpy(layer) for layer in agent.actor]
     obs_mean, obs_var = agent.obs_statistics.mean.cpu().numpy(), agent.obs_statistics.var.cpu().numpy()

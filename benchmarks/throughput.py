@@ -11,11 +11,11 @@ The peers live in environments of their own, by default .peers/sb3 and .peers/rl
 with the build of torch that ours has, as the memory depends on it. HalfCheetah needs MuJoCo on our side too.
 
 Ours and theirs take turns on equal work: environments, rollouts, epochs, minibatches and networks are of equal sizes.
-Each has one torch thread, on the CPU, and steps environments in its own way: ours as Gymnasium does by default, CartPole
-in its vector environment (`sync` asks for one environment after the other); Stable-Baselines3 one after the other, in
-Python; rlox its CartPole in Rust. Each runs as a process of its own. A figure is the median over the rounds, a ratio the
-median of the rounds' ratios, with the least and the greatest. Steps per second leave imports and set-up out; the peak of
-memory is the whole process's.
+Each has one torch thread, on the CPU, and steps environments in its own way: ours as Gymnasium does by default, that is
+CartPole in its vector environment (`sync` asks for one environment after the other); Stable-Baselines3 one after the
+other, in Python; rlox its CartPole in Rust. Each runs as a process of its own. A figure is the median over the rounds,
+a ratio the median of the rounds' ratios, with the least and the greatest. Steps per second leave imports and set-up
+out; the peak of memory is the whole process's.
 """
 
 import argparse
