@@ -61,7 +61,7 @@ class Args:
     """seed of all that is random: environments, networks, sampling, shuffling"""
     total_timesteps: Count = 300_000
     """environment steps to train for; the rollout that reaches them is the last"""
-    num_envs: Count = 32
+    num_envs: Count = 16
     """environments stepped side by side"""
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     """how Gymnasium steps them; None takes the native vector environment where there is one, else sync"""
@@ -82,7 +82,7 @@ class Args:
     quiet: bool = False
     """show no progress bar and no closing line"""
 
-    learning_rate: Rate = 1e-2
+    learning_rate: Rate = 5e-3
     """Adam's step size"""
     reward_to_go: bool = True
     """weight each action by the return from it on; otherwise by its whole episode's return"""

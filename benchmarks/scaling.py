@@ -5,8 +5,8 @@
 CartPole-v1, one thread. Over num_envs: rollouts of 4,096 steps, or of 32 for each environment if that is more, four
 epochs, minibatches of 512, with Gymnasium's native vector environment and with its sync one. Over the minibatch: 32
 environments × 128 steps, native, four epochs. Prints the figures as Markdown tables. Shares: the environment's steps,
-acting, what a rollout does after its last step (old log-probabilities, values, advantages), and the update. The last
-line is what the two networks' forward and backward passes alone would allow, in one batch of 4,096 steps.
+acting, what a rollout does after its last step (old log-probabilities, values, advantages), and the update. At
+the end, what the two networks' forward and backward passes alone would allow, in one batch of 4,096 steps.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import ppo_clip
@@ -63,16 +64,43 @@ def measure(args: ppo_clip.Args, seconds: float) -> list[float]:
     return [statistics.median(x) for x in zip(*rows[1:])]  # the first warms up
 
 
-def networks_alone(size: int = 4096) -> float:
-    """Steps per second if an iteration were EPOCHS forward and backward passes of both networks and nothing else."""
+def networks_alone(size: int = 4096) -> tuple[float, float]:
+    """Steps per second if an iteration were EPOCHS passes of both networks and back, and the share of tanh in it."""
     envs = ppo_clip.make_envs(ppo_clip.Args(num_envs=1))
     agent, obs = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, False), torch.randn(size, 4)
-    times = []
-    for _ in range(20):
+    hidden, passes, tanhs = torch.randn(size, 64), [], []
+    for _ in range(30):
         start = time.perf_counter()
         (agent.actor(obs).sum() + agent.critic(obs).sum()).backward()
-        times.append(time.perf_counter() - start)
-    return size / (EPOCHS * statistics.median(times))
+        between = time.perf_counter()
+        for _ in range(4):
+            hidden.tanh()
+        passes.append(between - start)
+        tanhs.append(time.perf_counter() - between)
+    return size / (EPOCHS * statistics.median(passes)), statistics.median(tanhs) / statistics.median(passes)
+
+
+class Counter(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def operations_of_a_minibatch() -> int:
+    """How many operations torch dispatches, forward, backward and in Adam, for one minibatch more."""
+    counts = []
+    for epochs in (1, 2):
+        args = ppo_clip.Args(num_envs=4, num_minibatches=1, update_epochs=epochs)
+        envs = ppo_clip.make_envs(args)
+        agent = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, False)
+        optimizers = ppo_clip.make_optimizers(agent, args)
+        batch = ppo_clip.rollout(envs, agent, ppo_clip.Episodes(envs, 1), args)
+        with Counter() as counter:
+            ppo_clip.update(agent, optimizers, batch, args)
+        counts.append(counter.count)
+    return counts[1] - counts[0]
 
 
 def table(title: str, results: dict[int, list[float]]) -> None:
@@ -98,12 +126,13 @@ over_minibatch = {}
 for size in (32, 64, 128, 256, 512, 1024, 2048, 4096):
     args = ppo_clip.Args(num_envs=32, num_steps=128, num_minibatches=4096 // size, update_epochs=EPOCHS)
     over_minibatch[size] = measure(args, options.seconds)
-ceiling = networks_alone()
+ceiling, tanh_share = networks_alone()
 
 table("num_envs, native", over_envs["native"])
 table("num_envs, sync", over_envs["sync"])
 table("minibatch", over_minibatch)
-print(f"\nThe networks alone: {ceiling:,.0f} steps/s")
+print(f"\nThe networks alone: {ceiling:,.0f} steps/s, of which tanh takes {tanh_share:.0%}.")
+print(f"A minibatch step is {operations_of_a_minibatch()} operations.")
 
 figure, ((speed_1, speed_2), (share_1, share_2)) = pyplot.subplots(2, 2, figsize=(11, 7), sharex="col", sharey="row")
 for name, results in over_envs.items():
@@ -112,6 +141,8 @@ speed_2.plot(over_minibatch.keys(), [x[0] for x in over_minibatch.values()], mar
 for axes, word in ((speed_1, "num_envs"), (speed_2, "steps in a minibatch")):
     axes.axhline(ceiling, color="gray", linestyle=":", label="the networks' passes alone")
     axes.set(xscale="log", yscale="log", title=f"over {word}")
+    axes.set_yticks(ticks := [10_000, 20_000, 50_000, 100_000, 200_000], [f"{tick:,}" for tick in ticks])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
 speed_1.set_ylabel("steps per second")
 speed_1.legend()
@@ -121,6 +152,6 @@ for axes, results, word in ((share_1, over_envs["native"], "num_envs"), (share_2
     axes.set(xlabel=word, xticks=list(results), xticklabels=[f"{x}" for x in results], ylim=(0, 1))
     axes.minorticks_off()
 share_1.set_ylabel("share of the time (native)")
-share_1.legend(loc="lower left")
+share_2.legend(loc="center")
 figure.tight_layout()
 figure.savefig(options.out, dpi=110)
