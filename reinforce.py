@@ -245,8 +245,8 @@ class Adam:
     """Adam (Kingma and Ba 2015) on one vector, of which the parameters and their gradients become views.
 
     So a step takes a few kernels in all, not a few for each layer. Move the module to its device before. The arithmetic
-    is that of torch.optim.Adam, with which an update of PPO takes 1.4 times as long (benchmarks/choices.py), and which
-    would first take a second to import torch._dynamo.
+    is that of torch.optim.Adam and clip_grad_norm_, with which an update of PPO takes 1.4 times as long
+    (benchmarks/choices.py); torch.optim.Adam would also take a second to import torch._dynamo first.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:

@@ -269,8 +269,8 @@ class Adam:
     """Adam (Kingma and Ba 2015) on one vector, of which the parameters and their gradients become views.
 
     So a step takes a few kernels in all, not a few for each layer. Move the module to its device before. The arithmetic
-    is that of torch.optim.Adam, with which an update of PPO takes 1.4 times as long (benchmarks/choices.py), and which
-    would first take a second to import torch._dynamo.
+    is that of torch.optim.Adam and clip_grad_norm_, with which an update of PPO takes 1.4 times as long
+    (benchmarks/choices.py); torch.optim.Adam would also take a second to import torch._dynamo first.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
@@ -500,7 +500,7 @@ def fisher_vector_product(
     """The product v ↦ (H + damping I) v. H = E_t[JᵀJ], where J = ∂y/∂θ for the coordinates y below. Appendix C.1.
 
     So H v takes one backward pass for J v and one for Jᵀ(J v). The KL differentiated twice gives the same, but its
-    graph is larger: an update takes 1.1 times as long (benchmarks/choices.py).
+    graph is larger: an update takes 1.1 to 1.2 times as long (benchmarks/choices.py).
     """
     y = fisher_coordinates(policy)
     u = torch.zeros_like(y, requires_grad=True)  # of no consequence: Jᵀu is linear in it, and only differentiated
