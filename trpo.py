@@ -20,14 +20,18 @@ import contextlib
 import csv
 import dataclasses
 import importlib.util
+import io
 import json
 import math
 import os
 import platform
+import re
 import sys
 import time
+import traceback
+import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -39,6 +43,7 @@ import tqdm
 import tyro
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers import TransformObservation
 from gymnasium.wrappers.vector import ClipAction, FlattenObservation, TransformAction
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, kl_divergence, register_kl
@@ -54,7 +59,7 @@ Count = Annotated[int, "a whole number, 1 or more", lambda x: type(x) is int and
 Steps = Annotated[int, "a whole number, 2 or more", lambda x: type(x) is int and x >= 2]
 Fraction = Annotated[float, "a number in [0, 1]", lambda x: isinstance(x, REAL) and 0 <= x <= 1]
 OpenFraction = Annotated[float, "a number between 0 and 1, both excluded", lambda x: isinstance(x, REAL) and 0 < x < 1]
-Rate = Annotated[float, "a finite number, 0 or more", lambda x: isinstance(x, REAL) and 0 <= x < math.inf]
+Rate = Annotated[float, "a number in [0, 1e30]", lambda x: isinstance(x, REAL) and 0 <= x <= 1e30]
 FinitePositive = Annotated[float, "a finite number above 0", lambda x: isinstance(x, REAL) and 0 < x < math.inf]
 
 
@@ -86,6 +91,10 @@ class Args:
     """where the networks live: cpu, cuda, …; auto takes cuda where there is one"""
     run_dir: str | None = None
     """folder to write, new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>"""
+    resume: str | None = None
+    """folder of a run that was stopped, to go on with from its last checkpoint, with its own arguments"""
+    checkpoints: Count = 10
+    """checkpoints of the run"""
     tensorboard: bool = False
     """write TensorBoard event files too"""
     quiet: bool = False
@@ -115,6 +124,22 @@ class ArgumentError(ValueError):
     """An argument cannot be used; the message names it and says what was expected and what came."""
 
 
+class RunError(RuntimeError):
+    """A run cannot go on; the message says where, why, and what is left of it."""
+
+
+def parse_args(default: Args) -> Args:
+    """Read the command line. Raises ArgumentError with the first words of the box that tyro draws for a bad one."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as box:
+            return tyro.cli(Args, default=default)
+    except SystemExit:
+        if not box.getvalue():  # it was --help
+            raise
+        words = re.findall(r"[^\s│╮]+", re.split("[─-]{9,}", box.getvalue())[1])
+        raise ArgumentError(f"{' '.join(words)} (see --help)") from None
+
+
 def check_args(args: Args) -> None:
     """Raise ArgumentError for a value that no run could use."""
     anything_else = "a string, a flag or None", lambda x: isinstance(x, (str, bool, type(None)))
@@ -123,7 +148,8 @@ def check_args(args: Args) -> None:
         expected, is_valid = getattr(field.type, "__metadata__", anything_else)
         if not is_valid(value):
             raise ArgumentError(f"--{field.name.replace('_', '-')}: expected {expected}, got {value!r}")
-    if args.run_dir and Path(args.run_dir).exists() and (Path(args.run_dir).is_file() or os.listdir(args.run_dir)):
+    run_dir = Path(args.run_dir or "")
+    if args.run_dir and not args.resume and run_dir.exists() and (run_dir.is_file() or os.listdir(run_dir)):
         raise ArgumentError(f"--run-dir: expected a new or empty folder, got {args.run_dir!r}")
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise ArgumentError("--tensorboard: expected the package tensorboard to be installed, found none")
@@ -133,15 +159,19 @@ def check_args(args: Args) -> None:
 # ------------------------------------------------------ make_envs -----------------------------------------------------
 
 
-def make_envs(args: Args) -> VectorEnv:
+def make_envs(args: Args, **options: Any) -> VectorEnv:
     """Make the vector environment, with flat observations and with actions counted from 0 or clipped to their bounds.
 
-    Raises ArgumentError if Gymnasium cannot make it or if an Agent cannot act in it.
+    Gymnasium's make_vec takes the options. Raises ArgumentError if it cannot make the environment or if an Agent cannot
+    act in it.
     """
+    if args.vectorization_mode == "async":
+        options["wrappers"] = [of_the_right_size]
     try:
-        envs = gymnasium.make_vec(args.env, args.num_envs, args.vectorization_mode)
-    except (gymnasium.error.Error, ImportError, ValueError) as error:
-        raise ArgumentError(f"--env: expected one that Gymnasium can make, got {args.env!r}: {error}") from error
+        envs = gymnasium.make_vec(args.env, args.num_envs, args.vectorization_mode, **options)
+    except Exception as error:  # an environment's own may be of any kind
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ArgumentError(f"--env: expected one that Gymnasium can make, got {args.env!r}: {said}") from error
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     is_real_box = isinstance(action_space, Box) and action_space.dtype.kind == "f"
     autoreset_mode = envs.metadata.get("autoreset_mode")
@@ -166,6 +196,12 @@ def make_envs(args: Args) -> VectorEnv:
         counted_from_0 = Discrete(action_space.n)
         envs = TransformAction(envs, lambda action: action + action_space.start, single_action_space=counted_from_0)
     return envs
+
+
+def of_the_right_size(env: gymnasium.Env) -> gymnasium.Env:
+    """Let observations of a wrong size raise a ValueError, as a worker process would broadcast them where it can."""
+    shape = env.observation_space.shape
+    return TransformObservation(env, lambda obs: np.reshape(obs, shape), None) if shape else env
 
 
 # -------------------------------------------------------- Agent -------------------------------------------------------
@@ -286,10 +322,16 @@ class Adam:
         self.state = {"step": torch.zeros((), device=self.vector.device), **moments}
 
     def minimize(self, loss: Tensor, max_grad_norm: float = math.inf) -> None:
-        """Take one step down the gradient of the loss, scaled down to max_grad_norm where it is longer."""
+        """Take one step down the gradient of the loss, scaled down to max_grad_norm where it is longer.
+
+        Raises RunError, before the step, if the loss or the gradient is not finite.
+        """
         self.grad.zero_()
         loss.backward()
-        divisor = (self.grad.norm() / max_grad_norm).clamp(min=1.0).float() if max_grad_norm < math.inf else None
+        norm = self.grad.norm()
+        if not math.isfinite(loss.item() + norm.item()):
+            check_finite(loss=loss, gradient=self.grad, norm_of_the_gradient=norm)
+        divisor = (norm / max_grad_norm).clamp(min=1.0).float() if max_grad_norm < math.inf else None
         self.state["step"] += 1
         moments = [self.state["first_moment"]], [self.state["second_moment"]], []  # and none of AMSGrad
         options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-5, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
@@ -318,20 +360,84 @@ def shuffled(batch: Batch, num_minibatches: int) -> list[Batch]:
     return [Batch(*parts) for parts in zip(*fields)]
 
 
+MOST_REPEATED = 10_000  # steps of each environment that a resumed run takes again; beyond, a checkpoint cuts episodes
+
+
 class Episodes:
     """Where every environment stands between two rollouts, and the returns and lengths of the last 100 episodes."""
 
+    ARRAYS = ("obs", "dones", "running_return", "running_length", "discounted_sum", "actions")
+
     def __init__(self, envs: VectorEnv, seed: int) -> None:
-        # Sync and async environments are seeded with seed + i: unhashed, seeds 1 and 2 would share all but one of them.
-        self.obs, _ = envs.reset(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        self.count = 0
+        self.recent_returns: deque[float] = deque(maxlen=100)
+        self.recent_lengths: deque[int] = deque(maxlen=100)
+        self.begin_anew(envs, seed, iteration=0)
+        self.seed_generators(seed, iteration=0)
+
+    def begin_anew(self, envs: VectorEnv, seed: int, iteration: int) -> None:
+        """Seed and reset the environments; what was under way is cut."""
+        self.obs, *_ = arrays_of(envs, "reset", seed=seeds_of(seed, iteration)[0])
         self.dones = np.zeros(envs.num_envs, bool)
         self.running_return = np.zeros(envs.num_envs)  # so far, undiscounted, as the environment pays it
         self.running_length = np.zeros(envs.num_envs, int)
         self.discounted_sum = np.zeros(envs.num_envs)
-        self.action_rng = np.random.default_rng(seed)
-        self.count = 0
-        self.recent_returns: deque[float] = deque(maxlen=100)
-        self.recent_lengths: deque[int] = deque(maxlen=100)
+        self.begun_at, self.actions = iteration, []  # those since, MOST_REPEATED of them or a rollout more
+
+    def seed_generators(self, seed: int, iteration: int) -> None:
+        """Seed what draws actions and shuffles, so that a checkpoint need not hold the states of generators."""
+        _, action_seed, torch_seed = seeds_of(seed, iteration)
+        self.action_rng = np.random.default_rng(action_seed)
+        torch.manual_seed(torch_seed)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds. No environment can be saved, so it has the actions that lead to where they stand."""
+        arrays = {name: torch.as_tensor(np.array(getattr(self, name))) for name in self.ARRAYS}
+        recent = {"recent_returns": list(self.recent_returns), "recent_lengths": list(self.recent_lengths)}
+        return {"count": self.count, "begun_at": self.begun_at, **recent, **arrays}
+
+    def load_state(self, envs: VectorEnv, seed: int, iteration: int, state: dict[str, Any]) -> None:
+        """Bring the environments to where they stood, by the same actions, and the rest with them."""
+        self.seed_generators(seed, iteration)
+        self.count = state["count"]
+        self.recent_returns.extend(state["recent_returns"])
+        self.recent_lengths.extend(state["recent_lengths"])
+        self.begin_anew(envs, seed, state["begun_at"])
+        for actions in state["actions"].numpy():
+            self.obs, *_ = arrays_of(envs, "step", actions.copy())
+        if len(state["actions"]) and not np.array_equal(self.obs, state["obs"]):
+            print("--resume: the environments do not repeat themselves, so they begin new episodes", file=sys.stderr)
+            return self.begin_anew(envs, seed, iteration)
+        for name in self.ARRAYS:
+            setattr(self, name, state[name].numpy())
+        self.actions = list(self.actions)
+
+
+def seeds_of(seed: int, iteration: int) -> list[int]:
+    """Seeds for the environments, the actions and torch. Hashed, since environment n is given the first plus n."""
+    return np.random.SeedSequence(seed, spawn_key=(iteration,)).generate_state(3).tolist()
+
+
+def arrays_of(envs: VectorEnv, method: str, *args: Any, **kwargs: Any) -> list[np.ndarray]:
+    """Call reset or step; return what it returns but for the infos. Raises RunError if it fails."""
+    try:
+        *arrays, _ = getattr(envs, method)(*args, **kwargs)
+        expected = [envs.observation_space.shape, *[(envs.num_envs,)] * (len(arrays) - 1)]
+        if [x.shape for x in arrays] != expected or not {x.dtype.kind for x in arrays} <= {*"biuf"}:
+            got = ", ".join(f"{x.dtype}{x.shape}" for x in arrays)
+            raise ValueError(f"expected numbers of shapes {expected}, got {got}")
+        return arrays
+    except Exception as error:
+        has_died = isinstance(error, (EOFError, ConnectionError))  # which is what the pipe to a worker says then
+        said = "a worker process died" if has_died else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise RunError(f"the environment's {method} failed: {said}") from error
+
+
+def check_finite(**quantities: np.ndarray | Tensor) -> None:
+    """Raise RunError for a quantity with NaN or infinity in it."""
+    for name, numbers in quantities.items():
+        if not torch.as_tensor(numbers).isfinite().all():
+            raise RunError(f"there is NaN or infinity in {name.replace('_', ' ')}")
 
 
 def in_numpy(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
@@ -382,7 +488,11 @@ def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Ba
     for t in range(args.num_steps):
         actions.append(act(obs[t]))
         action = actions[t].copy()  # an environment may write into what it is given
-        obs[t + 1], rewards[t], terminations[t], truncations[t], _ = envs.step(action)
+        obs[t + 1], rewards[t], terminations[t], truncations[t] = arrays_of(envs, "step", action)
+    check_finite(observations=obs, rewards=rewards)
+    actions = np.stack(actions)
+    if len(episodes.actions) <= MOST_REPEATED:
+        episodes.actions.extend(actions)
 
     dones = terminations | truncations
     is_step = ~np.concatenate([episodes.dones[None], dones[:-1]])  # what follows an episode's last step only resets
@@ -393,7 +503,7 @@ def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Ba
         rewards = normalize_rewards(episodes, rewards, is_step, args.gamma, agent.reward_statistics)
 
     with torch.no_grad():
-        obs, actions = (torch.as_tensor(x, device=device) for x in (obs, np.stack(actions)))
+        obs, actions = (torch.tensor(x, device=device) for x in (obs, actions))
         log_probs, values = agent.policy(obs[:-1]).log_prob(actions), agent.value(obs)
     targets = gae_fast.gae(rewards, values.cpu(), terminations, truncations, args.gamma, args.gae_lambda)
     advantages, returns = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in targets)
@@ -440,16 +550,25 @@ def check_update_args(args: Args) -> None:
 
 
 def make_optimizers(agent: Agent, args: Args) -> dict[str, Adam]:
+    # Where a weight lies in memory can change the order of a sum. Each step makes the policy's views of one vector, as
+    # Adam does the critic's; they are so from the start, and so in a resumed run.
+    parameters = policy_parameters(agent)
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(parameters), parameters)
     return {"critic": Adam(agent.critic.parameters(), args.value_learning_rate)}
+
+
+def policy_parameters(agent: Agent) -> list[nn.Parameter]:
+    return [parameter for name, parameter in agent.named_parameters() if not name.startswith("critic.")]
 
 
 def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) -> dict[str, float]:
     """Take the step of TRPO on one rollout, then fit the critic to its returns; return the metrics. Appendix C."""
-    parameters = [parameter for name, parameter in agent.named_parameters() if not name.startswith("critic.")]
+    parameters = policy_parameters(agent)
     advantages = standardized(batch.advantages) if args.norm_adv else batch.advantages
     policy = agent.policy(batch.obs)
     old_surrogate = surrogate(policy, batch, advantages)
     gradient = flat_gradient(old_surrogate, parameters, retain_graph=True)  # g
+    check_finite(loss=old_surrogate, gradient=gradient)
     product = fisher_vector_product(policy, parameters, args.cg_damping)  # v ↦ (H + damping I) v
     direction = conjugate_gradients(product, gradient, args.cg_iters)  # x ≈ H⁻¹g
     full_step = (2 * args.target_kl / (direction @ product(direction))).sqrt() * direction  # √(2δ / xᵀHx) x
@@ -571,56 +690,85 @@ def explained_variance(batch: Batch) -> float:
 # -------------------------------------------------------- train -------------------------------------------------------
 
 
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come."""
+
+    iteration: int = 0  # rollouts and updates so far; each has a row in metrics.csv
+    global_step: int = 0  # steps of the environments
+    wall_time: float = 0.0  # seconds
+
+
 def train(args: Args) -> list[dict[str, Any]]:
     """Train an agent, write the run's folder, and return the rows of its metrics.csv.
 
-    Seeds torch's global generator and limits torch to one thread. Raises ArgumentError, before anything is written, for
-    an argument that cannot be used.
+    train(saved_args("runs/NAME")) goes on with a run that was stopped. Seeds torch's global generator and limits torch
+    to one thread. Raises ArgumentError, before anything is written, for an argument that cannot be used, and RunError
+    for what stops the run.
     """
     check_args(args)
+    checkpoint, run_dir = None, Path(args.resume or "")
+    if args.resume:
+        checkpoint = load_checkpoint(args.resume)
+        args = resumed_args(args, checkpoint)
+        if checkpoint["global_step"] >= args.total_timesteps:
+            print(f"{run_dir} is complete, with {checkpoint['global_step']:,} of {args.total_timesteps:,} steps")
+            return read_rows(run_dir)
     device = find_device(args.device)
     torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
     torch.manual_seed(args.seed)
     with contextlib.ExitStack() as stack:
-        envs = stack.enter_context(contextlib.closing(make_envs(args)))
+        envs = stack.enter_context(closing(make_envs(args)))
         agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs).to(device)
         optimizers = make_optimizers(agent, args)
-        episodes = Episodes(envs, args.seed)
-        run_dir = make_run_dir(args)
-        log = stack.enter_context(contextlib.closing(Log(run_dir, args)))
-        start, global_step = time.perf_counter(), 0
+        episodes, progress = Episodes(envs, args.seed), Progress()
+        if checkpoint:
+            restore(checkpoint, run_dir, envs, agent, optimizers, episodes, progress)
+        else:
+            run_dir = make_run_dir(args)
+        stack.enter_context(saying_what_is_left(progress, run_dir))
+        save_config(run_dir, args)
+        log = stack.enter_context(contextlib.closing(Log(run_dir, args, progress)))
+        save_checkpoint(run_dir, args, agent, optimizers, episodes, progress)
+        start = time.perf_counter() - progress.wall_time
 
-        while global_step < args.total_timesteps:
-            progress = global_step / args.total_timesteps
-            learning_rate = set_learning_rate(optimizers, 1 - progress if args.anneal_lr else 1.0)
+        while progress.global_step < args.total_timesteps:
+            share_done = progress.global_step / args.total_timesteps
+            learning_rate = set_learning_rate(optimizers, 1 - share_done if args.anneal_lr else 1.0)
             batch = rollout(envs, agent, episodes, args)
             metrics = update(agent, optimizers, batch, args)
             if args.norm_obs:  # not before: π_θ and π_old must see the same observations
                 agent.obs_statistics.update(batch.obs)
+            check_finite(weights=nn.utils.parameters_to_vector(agent.parameters()))
 
-            global_step += len(batch.obs)
-            seconds = time.perf_counter() - start
+            checkpoints = progress.global_step * args.checkpoints // args.total_timesteps
+            progress.iteration += 1
+            progress.global_step += len(batch.obs)
+            progress.wall_time = time.perf_counter() - start
             returns, lengths = episodes.recent_returns, episodes.recent_lengths
             row = {
-                "global_step": global_step,
-                "wall_time": round(seconds, 3),
+                "global_step": progress.global_step,
+                "wall_time": round(progress.wall_time, 3),
                 "episodes": episodes.count,
                 "episodic_return": sum(returns) / len(returns) if returns else None,
                 "episodic_length": sum(lengths) / len(lengths) if lengths else None,
-                "SPS": int(global_step / seconds),
+                "SPS": int(progress.global_step / progress.wall_time),
                 **metrics,
                 "learning_rate": learning_rate,
             }
             log.write(row)
-            if int(10 * global_step / args.total_timesteps) > int(10 * progress):
-                save_checkpoint(run_dir, args, agent, optimizers, global_step)
+            if progress.global_step * args.checkpoints // args.total_timesteps > checkpoints:
+                os.fsync(log.file)  # the checkpoint says how long it is
+                if len(episodes.actions) > MOST_REPEATED:
+                    episodes.begin_anew(envs, args.seed, progress.iteration)
+                episodes.seed_generators(args.seed, progress.iteration)
+                save_checkpoint(run_dir, args, agent, optimizers, episodes, progress)
 
     if not args.quiet:
-        outcome = (
-            f"return {row['episodic_return']:.1f}, mean of {len(returns)} episodes" if returns else "no episode ended"
-        )
-        print(f"{args.env}: {outcome}; {global_step:,} steps in {seconds:.1f} s; {run_dir}")
-    return log.rows
+        returns = episodes.recent_returns
+        outcome = f"return {np.mean(returns):.1f}, mean of {len(returns)} episodes" if returns else "no episode ended"
+        print(f"{args.env}: {outcome}; {progress.global_step:,} steps in {progress.wall_time:.1f} s; {run_dir}")
+    return read_rows(run_dir)
 
 
 def find_device(name: str) -> torch.device:
@@ -634,15 +782,46 @@ def find_device(name: str) -> torch.device:
         raise ArgumentError(f"--device: expected one that torch finds here, got {name!r}: {error}") from error
 
 
+@contextlib.contextmanager
+def closing(envs: VectorEnv) -> Iterator[VectorEnv]:
+    """Close the environments at the end; after an error terminate their processes, which may not answer any more."""
+    try:
+        yield envs
+    except BaseException:
+        for process in getattr(envs.unwrapped, "processes", []):
+            process.terminate()
+            process.join()
+            envs.unwrapped.closed = True
+        raise
+    finally:
+        envs.close()
+
+
+@contextlib.contextmanager
+def saying_what_is_left(progress: Progress, run_dir: Path) -> Iterator[None]:
+    """Add to what stops the run when it did so, what is left and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, RunError, OSError, MemoryError) as error:
+        said = f"iteration {progress.iteration + 1}: {error if str(error) else type(error).__name__}"
+        if (run_dir / "checkpoint.pt").exists():
+            said += f"; the last good checkpoint is {run_dir / 'checkpoint.pt'}, from which --resume {run_dir} goes on"
+        kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunError
+        raise kind(said) from error.__cause__
+
+
 def make_run_dir(args: Args) -> Path:
-    """Make the run's folder and its config.json: the arguments, and the versions of what they ran on."""
-    algorithm = Path(__file__).stem
-    name = f"{args.env}__{algorithm}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
+    name = f"{args.env}__{Path(__file__).stem}__{args.seed}__{datetime.now():%Y%m%d-%H%M%S-%f}"
     run_dir = Path(args.run_dir or f"runs/{name.replace('/', '-').replace(':', '-')}")
     try:
         run_dir.mkdir(parents=True, exist_ok=bool(args.run_dir))
     except OSError as error:
         raise ArgumentError(f"--run-dir: expected a folder that can be made, got {str(run_dir)!r}: {error}") from error
+    return run_dir
+
+
+def save_config(run_dir: Path, args: Args) -> None:
+    """Write config.json: the arguments, and the versions of what they run on."""
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -650,9 +829,18 @@ def make_run_dir(args: Args) -> Path:
         "gae_fast": gae_fast.__version__,
         "gae_fast_compiled": gae_fast.COMPILED,
     }
-    config = {"algorithm": algorithm, **dataclasses.asdict(args), **versions}
-    (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return run_dir
+    config = {"algorithm": Path(__file__).stem, **dataclasses.asdict(args), **versions}
+    write_whole(run_dir / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, even if the machine stops meanwhile."""
+    new = path.with_name(f"{path.name}.new")
+    with open(new, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
 
 
 def set_learning_rate(optimizers: dict[str, Adam], fraction: float) -> float:
@@ -663,24 +851,25 @@ def set_learning_rate(optimizers: dict[str, Adam], fraction: float) -> float:
 
 
 class Log:
-    """Where rows go: the list that train returns, metrics.csv, the progress bar and, if asked for, TensorBoard."""
+    """Where rows go: metrics.csv, the progress bar and, if asked for, TensorBoard."""
 
-    def __init__(self, run_dir: Path, args: Args) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.file = open(run_dir / "metrics.csv", "w", newline="", buffering=1)  # a line is written when it is complete
+    def __init__(self, run_dir: Path, args: Args, progress: Progress) -> None:
+        self.file = open(run_dir / "metrics.csv", "a", newline="", buffering=1)  # a line is written when it is complete
         self.writer = csv.writer(self.file)
-        self.bar = tqdm.tqdm(total=args.total_timesteps, unit="step", disable=args.quiet)
+        self.has_header = progress.iteration > 0
+        steps_done = min(progress.global_step, args.total_timesteps)
+        self.bar = tqdm.tqdm(total=args.total_timesteps, initial=steps_done, unit="step", disable=args.quiet)
         self.tensorboard = None
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # here, as few runs need it and it is slow to import
 
-            self.tensorboard = SummaryWriter(run_dir)
+            self.tensorboard = SummaryWriter(run_dir, purge_step=progress.global_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
-        if not self.rows:
+        if not self.has_header:
             self.writer.writerow(row)
+            self.has_header = True
         self.writer.writerow(row.values())
-        self.rows.append(row)
         if row["episodic_return"] is not None:
             self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)
         self.bar.update(min(row["global_step"], self.bar.total) - self.bar.n)
@@ -698,21 +887,119 @@ class Log:
             self.tensorboard.close()
 
 
-def save_checkpoint(run_dir: Path, args: Args, agent: Agent, optimizers: dict[str, Adam], global_step: int) -> None:
-    """Write checkpoint.pt, whole or not at all, for torch.load(..., weights_only=True)."""
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.csv, with None for an empty cell."""
+
+    def number(cell: str) -> float | int | None:
+        return None if cell == "" else int(cell) if cell.isdigit() else float(cell)
+
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return [{name: number(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def save_checkpoint(
+    run_dir: Path, args: Args, agent: Agent, optimizers: dict[str, Adam], episodes: Episodes, progress: Progress
+) -> None:
+    """Write checkpoint.pt, whole or not at all, for torch.load(..., weights_only=True).
+
+    It needs no state of a generator, as Episodes.begin_anew seeds them all. Raises RunError for a number not finite.
+    """
     checkpoint = {
         "algorithm": Path(__file__).stem,
         "args": dataclasses.asdict(args),
-        "global_step": global_step,
+        **dataclasses.asdict(progress),
+        "metrics_size": (run_dir / "metrics.csv").stat().st_size,
+        "episodes": episodes.state(),
         "agent": agent.state_dict(),
         "optimizers": {name: optimizer.state for name, optimizer in optimizers.items()},
     }
-    torch.save(checkpoint, run_dir / "checkpoint.pt.tmp")
-    os.replace(run_dir / "checkpoint.pt.tmp", run_dir / "checkpoint.pt")
+    for tensors in (checkpoint["agent"], *checkpoint["optimizers"].values()):
+        check_finite(**tensors)
+    file = io.BytesIO()
+    torch.save(checkpoint, file)
+    write_whole(run_dir / "checkpoint.pt", file.getvalue())
+
+
+def load_checkpoint(folder: str) -> dict[str, Any]:
+    """Read the checkpoint of the run in a folder; unpickle nothing. Raises ArgumentError for one that is unusable."""
+    path, algorithm = Path(folder, "checkpoint.pt"), Path(__file__).stem
+    try:
+        with zipfile.ZipFile(path) as file:
+            if damaged := file.testzip():  # torch.load does not compare checksums
+                raise ValueError(f"{damaged} is damaged")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        config = json.loads(Path(folder, "config.json").read_bytes())
+        expected, came = (algorithm, config["env"]), (checkpoint["algorithm"], Args(**checkpoint["args"]).env)
+        if came != expected:
+            raise ValueError(f"it is of {' on '.join(came)} in place of {' on '.join(expected)}")
+        return checkpoint
+    except Exception as error:  # of many kinds and, where torch raises them, of many sentences
+        said = str(error).split(". ")[0] or type(error).__name__
+        raise ArgumentError(f"--resume: expected a run of {algorithm}, got {folder!r}: {said}") from error
+
+
+def saved_args(folder: str) -> Args:
+    """The arguments with which to go on with the run in a folder. Raises ArgumentError if that cannot be done."""
+    return Args(**load_checkpoint(folder)["args"] | {"resume": folder})
+
+
+def resumed_args(args: Args, checkpoint: dict[str, Any]) -> Args:
+    """The arguments of the checkpoint's run, with more steps if args say so. Raises ArgumentError for other changes."""
+    saved = Args(**checkpoint["args"])
+    for name, value in dataclasses.asdict(saved).items():
+        if name not in ("resume", "total_timesteps") and getattr(args, name) != value:
+            expected = f"none or {value!r}, as in the run of --resume"
+            raise ArgumentError(f"--{name.replace('_', '-')}: expected {expected}, got {getattr(args, name)!r}")
+    if args.total_timesteps == saved.total_timesteps:
+        return saved
+    # A longer run begins as this one did if its learning rate is not annealed and its checkpoints are as far apart.
+    interval = saved.total_timesteps // math.gcd(saved.total_timesteps, saved.checkpoints)
+    if saved.anneal_lr or args.total_timesteps < saved.total_timesteps or args.total_timesteps % interval:
+        longer = "until which it anneals" if saved.anneal_lr else f"or a larger multiple of {interval}"
+        expected = f"none or {saved.total_timesteps}, as in the run of --resume, {longer}"
+        raise ArgumentError(f"--total-timesteps: expected {expected}, got {args.total_timesteps}")
+    checkpoints = saved.checkpoints * args.total_timesteps // saved.total_timesteps
+    return dataclasses.replace(saved, total_timesteps=args.total_timesteps, checkpoints=checkpoints)
+
+
+def restore(
+    checkpoint: dict[str, Any],
+    run_dir: Path,
+    envs: VectorEnv,
+    agent: Agent,
+    optimizers: dict[str, Adam],
+    episodes: Episodes,
+    progress: Progress,
+) -> None:
+    """Put back what save_checkpoint saved; drop the rows that came later. Raises ArgumentError if it does not fit."""
+    try:
+        agent.load_state_dict(checkpoint["agent"])
+        for name, optimizer in optimizers.items():
+            for key, tensor in optimizer.state.items():
+                tensor.copy_(checkpoint["optimizers"][name][key].view_as(tensor))
+        for field in dataclasses.fields(progress):
+            setattr(progress, field.name, checkpoint[field.name])
+        episodes.load_state(envs, checkpoint["args"]["seed"], progress.iteration, checkpoint["episodes"])
+        with open(run_dir / "metrics.csv", "r+b") as metrics:
+            if metrics.seek(0, os.SEEK_END) < checkpoint["metrics_size"]:
+                raise ValueError("metrics.csv lacks rows")
+            metrics.truncate(checkpoint["metrics_size"])
+    except RunError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise ArgumentError(f"--resume: expected a checkpoint that fits the run, got another: {said}") from error
 
 
 if __name__ == "__main__":
     try:
-        train(tyro.cli(Args))
-    except ArgumentError as error:
+        args = parse_args(Args())
+        # With the run's own arguments as defaults, so that one given here can be told from one left out.
+        train(parse_args(saved_args(args.resume)) if args.resume else args)
+    except KeyboardInterrupt as interrupt:
+        print(f"{Path(__file__).name}: {interrupt or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+    except (ArgumentError, RunError) as error:
+        if isinstance(error, RunError) and error.__cause__:
+            traceback.print_exception(error.__cause__)  # the environment's own
         sys.exit(f"{Path(__file__).name}: {error}")

@@ -135,7 +135,6 @@ def test_undamped_step_ends_on_the_edge_of_the_ball(action_space, small):
 def test_batch_on_which_no_step_can_leaves_every_bit_alone(action_space):
     for advantages, options in [
         (torch.zeros(50), {}),  # no direction
-        (torch.full((50,), torch.nan), {}),
         (None, {"target_kl": 1e308, "line_search_steps": 1}),  # so far that the surrogate is not a number
     ]:
         agent, batch = make_batch(action_space)
@@ -149,6 +148,15 @@ def test_batch_on_which_no_step_can_leaves_every_bit_alone(action_space):
         assert metrics["accepted"] == metrics["kl"] == metrics["surrogate_improvement"] == 0
         assert metrics["line_search_steps"] == args.line_search_steps
         assert metrics["approx_kl"] == pytest.approx(0, abs=1e-12)
+
+
+def test_advantages_that_are_not_finite_stop_the_run_and_leave_every_bit_alone():
+    agent, batch = make_batch(DISCRETE)
+    before = {name: x.detach().clone() for name, x in policy_of(agent).items()}
+    args = Args(norm_adv=False, num_minibatches=1)
+    with pytest.raises(trpo.RunError, match="there is NaN or infinity in loss"):
+        update(agent, make_optimizers(agent, args), batch._replace(advantages=batch.advantages * torch.inf), args)
+    assert all(torch.equal(x, before[name]) for name, x in policy_of(agent).items())
 
 
 def test_step_that_overshoots_is_refused_although_it_is_in_the_ball():
