@@ -166,7 +166,7 @@ def make_envs(args: Args, **options: Any) -> VectorEnv:
     act in it.
     """
     if args.vectorization_mode == "async":
-        options["wrappers"] = [of_the_right_size]
+        options["wrappers"] = [of_one_form]
     try:
         envs = gymnasium.make_vec(args.env, args.num_envs, args.vectorization_mode, **options)
     except Exception as error:  # an environment's own may be of any kind
@@ -198,10 +198,14 @@ def make_envs(args: Args, **options: Any) -> VectorEnv:
     return envs
 
 
-def of_the_right_size(env: gymnasium.Env) -> gymnasium.Env:
-    """Let observations of a wrong size raise a ValueError, as a worker process would broadcast them where it can."""
-    shape = env.observation_space.shape
-    return TransformObservation(env, lambda obs: np.reshape(obs, shape), None) if shape else env
+def of_one_form(env: gymnasium.Env) -> gymnasium.Env:
+    """Let observations of another size or kind than the space's raise; a worker process would broadcast or cast."""
+    space = env.observation_space
+
+    def formed(obs: Any) -> np.ndarray:
+        return np.reshape(obs, space.shape).astype(space.dtype, casting="same_kind", copy=False)
+
+    return TransformObservation(env, formed, None) if isinstance(space, Box) else env
 
 
 # -------------------------------------------------------- Agent -------------------------------------------------------
@@ -428,8 +432,9 @@ def arrays_of(envs: VectorEnv, method: str, *args: Any, **kwargs: Any) -> list[n
             raise ValueError(f"expected numbers of shapes {expected}, got {got}")
         return arrays
     except Exception as error:
-        has_died = isinstance(error, (EOFError, ConnectionError))  # which is what the pipe to a worker says then
-        said = "a worker process died" if has_died else f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if isinstance(error, (EOFError, ConnectionError)):  # from the pipe to a worker process
+            raise RunError(f"in the environment's {method} a worker process died") from None
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise RunError(f"the environment's {method} failed: {said}") from error
 
 
@@ -997,7 +1002,7 @@ if __name__ == "__main__":
         # With the run's own arguments as defaults, so that one given here can be told from one left out.
         train(parse_args(saved_args(args.resume)) if args.resume else args)
     except KeyboardInterrupt as interrupt:
-        print(f"{Path(__file__).name}: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"{Path(__file__).name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
     except (ArgumentError, RunError) as error:
         if isinstance(error, RunError) and error.__cause__:
