@@ -1,5 +1,7 @@
 """Small environments whose right answers are known; `--env toys:Drift-v0` imports this module."""
 
+import os
+
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiDiscrete
@@ -159,3 +161,89 @@ class Delayed(VectorEnv):
 
 register("Delayed", None, vector_entry_point=Delayed)
 register("OneStateEndless", OneState)
+
+
+class Faulty(gymnasium.Env):
+    """Episodes of 10 steps; from its 50th step on, or in its first reset, it does what `fault` says."""
+
+    observation_space, action_space = Box(-1.0, 1.0, (3,)), Discrete(2)
+    OBSERVATIONS = {
+        "nan": np.array([0, np.nan, 0], np.float32),
+        "infinite": np.array([0, 0, -np.inf], np.float32),
+        "huge": np.full(3, 1e39),
+        "long": np.zeros(4, np.float32),
+        "short": np.zeros(1, np.float32),
+        "complex": np.full(3, 1j),
+        "text": np.array(["a", "b", "c"]),
+        "none": None,
+    }
+    REWARDS = {"nan reward": np.nan, "infinite reward": np.inf, "two rewards": np.ones(2), "text reward": "x"}
+
+    def __init__(self, fault):
+        self.fault, self.steps = fault, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if self.fault == "reset raises":
+            raise KeyError("no such level")
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        fault = self.fault if self.steps >= 50 else None
+        if fault == "raises":
+            raise ZeroDivisionError("the physics\nexploded")
+        if fault == "dies":
+            os._exit(7)
+        obs = self.OBSERVATIONS.get(fault, np.zeros(3, np.float32))
+        result = obs, self.REWARDS.get(fault, 1.0), False, self.steps % 10 == 0, {}
+        return result[:4] if fault == "four values" else result
+
+
+class FaultyVector(Drift):
+    """A vector environment whose step gives one array of another shape or dtype."""
+
+    def __init__(self, num_envs=1, fault=None, **_):
+        super().__init__(num_envs)
+        self.fault = fault
+
+    def step(self, actions):
+        obs, rewards, terminations, truncations, infos = super().step(actions)
+        if self.fault == "column of rewards":
+            rewards = rewards[:, None]
+        if self.fault == "one observation":
+            obs = obs[0]
+        if self.fault == "complex rewards":
+            rewards = rewards * 1j
+        return obs, rewards, terminations, truncations, infos
+
+
+FAULTS = [*Faulty.OBSERVATIONS, *Faulty.REWARDS, "reset raises", "raises", "dies", "four values"]
+for fault in FAULTS:
+    register(f"Faulty-{fault.replace(' ', '-')}", Faulty, kwargs={"fault": fault})
+for fault in ("column of rewards", "one observation", "complex rewards"):
+    register(f"Faulty-{fault.replace(' ', '-')}", None, vector_entry_point=FaultyVector, kwargs={"fault": fault})
+
+
+class Restless(OneState):
+    """Has randomness of its own, which no seed reaches."""
+
+    observation_space = Box(0.0, 1.0, (1,))
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return obs * np.float32(np.random.default_rng().random()), *rest
+
+
+class Seeds(OneState):
+    """Notes the seeds with which it is reset."""
+
+    seen = []
+
+    def reset(self, *, seed=None, options=None):
+        Seeds.seen.append(seed)
+        return super().reset(seed=seed)
+
+
+register("Restless", Restless, max_episode_steps=10)
+register("Seeds", Seeds, max_episode_steps=10)
