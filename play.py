@@ -137,7 +137,7 @@ def load(args: Args) -> tuple[Any, VectorEnv, nn.Module, str]:
         options = {"render_mode": "rgb_array" if args.video else args.render} if args.video or args.render else {}
         envs = script.make_envs(dataclasses.replace(trained, num_envs=1, vectorization_mode=mode), **options)
     except script.ArgumentError as error:
-        raise ArgumentError(str(error).replace("--resume", "run", 1)) from error
+        raise ArgumentError(re.sub("^--(resume|env)", "run", str(error))) from error
     agent = script.Agent(envs.single_observation_space, envs.single_action_space, trained.norm_obs)
     try:
         agent.load_state_dict(checkpoint["agent"])

@@ -324,7 +324,8 @@ def test_ctrl_c_leaves_a_run_to_resume(mode):
     """SIGINT to the whole group, as a terminal sends it: one line, status 130, no process left."""
     options = ["--num-envs", "4", "--vectorization-mode", mode, "--checkpoints", "100", "--quiet", "--run-dir", "run"]
     command = [sys.executable, "-W", "ignore", ROOT / "ppo_clip.py", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, **pipes, start_new_session=True)
     while not Path("run/metrics.csv").exists() or Path("run/metrics.csv").stat().st_size < 5000:
         assert process.poll() is None
         time.sleep(0.01)
@@ -397,7 +398,8 @@ def test_loss_that_overflows_stops_the_run(script, monkeypatch):
 @each_script
 def test_gradient_that_is_not_finite_is_never_followed(script):
     """√|x| at 0, whose slope is infinite, and a slope whose square overflows."""
-    for loss, quantity in [(lambda x: x.abs().sqrt(), "gradient"), (lambda x: 3e38 * (x - 0.5), "norm of the gradient")]:
+    steep, steeper = (lambda x: 3e38 * (x - 0.5)), (lambda x: x.abs().sqrt())
+    for loss, quantity in [(steeper, "gradient"), (steep, "norm of the gradient")]:
         parameters = [torch.nn.Parameter(torch.zeros(()) if quantity == "gradient" else torch.zeros(2))]
         optimizer = script.Adam(parameters, 0.1)
         with pytest.raises(script.RunError, match=f"NaN or infinity in {quantity}"):
@@ -553,7 +555,7 @@ def test_bad_value_of_any_argument_is_refused_in_one_line_and_leaves_nothing(scr
         assert status == 1 and output == "", case
         assert errors.count("\n") == 1 and errors.startswith(f"{script.__name__}.py: "), case
         assert flag in errors or f"Unrecognized options: {value}" in errors, case
-        assert sorted(str(path) for path in Path().rglob("*")) == ["file", str(Path("full")), str(Path("full/thing"))], case
+        assert sorted(path.as_posix() for path in Path().rglob("*")) == ["file", "full", "full/thing"], case
 
 
 def test_help_is_no_error(capsys, monkeypatch):
