@@ -15,6 +15,7 @@ best quarter of the seeds.
 import contextlib
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
@@ -66,6 +67,18 @@ class Args:
 
 class ArgumentError(ValueError):
     """An argument cannot be used; the message names it and says what was expected and what came."""
+
+
+def parse_args() -> Args:
+    """Read the command line. Raises ArgumentError with the first words of the box that tyro draws for a bad one."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as box:
+            return tyro.cli(Args, description=__doc__)
+    except SystemExit:
+        if not box.getvalue():  # it was --help
+            raise
+        words = re.findall(r"[^\s│╮]+", re.split("[─-]{9,}", box.getvalue())[1])
+        raise ArgumentError(f"{' '.join(words)} (see --help)") from None
 
 
 class Job(NamedTuple):
@@ -128,7 +141,7 @@ def run_all(jobs: list[Job], at_a_time: int, quiet: bool) -> dict[Job, str]:
     with contextlib.ExitStack() as stack:
         form = "{l_bar}{bar}| {n:.1f}/{total} runs [{elapsed}<{remaining}]"
         bar = stack.enter_context(tqdm.tqdm(total=len(jobs), bar_format=form, disable=quiet or not jobs))
-        stack.callback(lambda: [process.kill() for process in running.values()])
+        stack.callback(lambda: [(process.kill(), process.wait()) for process in running.values()])
         while waiting or running:
             while waiting and len(running) < at_a_time:
                 job = waiting.pop(0)
@@ -149,10 +162,8 @@ def run_all(jobs: list[Job], at_a_time: int, quiet: bool) -> dict[Job, str]:
 
 
 def complaint(log: str) -> str:
-    """The last line that a run wrote, which of a traceback is the error; or the first in a box that tyro drew."""
-    box = log.rpartition("╭")[2].splitlines()[1:] if "╭" in log else []
-    lines = [line.strip("│╰╯─ ") for line in box[:1] or log.splitlines()]
-    return next((line for line in reversed(lines) if line), "")
+    """The last line that a run wrote, which sums up what stopped it."""
+    return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
 
 
 def share_done(folder: Path) -> float:
@@ -199,7 +210,7 @@ def read_run(folder: Path, label: str, config: dict[str, Any], threshold: float 
 def label_configs(configs: list[dict[str, Any]]) -> list[str]:
     """Name each run after its algorithm and the arguments in which the algorithm's runs differ."""
     no_setting = {"algorithm", "seed", "run_dir", "quiet", "tensorboard", "device", "python", "torch", "gymnasium"}
-    no_setting |= {"gae_fast", "gae_fast_compiled"}
+    no_setting |= {"gae_fast", "gae_fast_compiled", "resume"}
     labels = []
     for config in configs:
         others = [other for other in configs if other["algorithm"] == config["algorithm"]]
@@ -374,7 +385,10 @@ def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
 
 if __name__ == "__main__":
     try:
-        _, failures = compare(tyro.cli(Args, description=__doc__))
+        _, failures = compare(parse_args())
+    except KeyboardInterrupt:
+        print(f"{Path(__file__).name}: interrupted; --read compares the runs that had ended", file=sys.stderr)
+        sys.exit(130)
     except ArgumentError as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     if failures:

@@ -100,7 +100,8 @@ def test_video_is_one_of_the_first_episode(name, env, capsys, monkeypatch):
         frames = [np.asarray(frame) for frame in video]
         speed = video.get_meta_data()["fps"] if name == "film.mp4" else 1000 / video.get_meta_data()["duration"]
     single = gymnasium.make(env, render_mode="rgb_array")
-    assert 5 <= len(frames) <= 30 and speed == pytest.approx(single.metadata["render_fps"], rel=0.12)  # a GIF counts in hundredths
+    assert 5 <= len(frames) <= 30
+    assert speed == pytest.approx(single.metadata["render_fps"], rel=0.12)  # a GIF counts in hundredths of a second
     single.reset()
     assert frames[0].shape[:2] == single.render().shape[:2]
     assert (frames[0].astype(int) != frames[-1]).mean() > 0.001
