@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -78,8 +79,9 @@ def check_args(args: Args) -> None:
         return
     if args.render:
         raise ArgumentError("--render: expected a window or --video, got both")
-    if Path(args.video).suffix not in (".mp4", ".gif") or not Path(args.video).parent.is_dir():
-        raise ArgumentError(f"--video: expected a file .mp4 or .gif in a folder that exists, got {args.video!r}")
+    path = Path(args.video)
+    if path.suffix not in (".mp4", ".gif") or path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ArgumentError(f"--video: expected a file .mp4 or .gif in a folder to write to, got {args.video!r}")
     if not importlib.util.find_spec("imageio") or not importlib.util.find_spec("imageio_ffmpeg"):
         raise ArgumentError('--video: expected pip install "imageio[ffmpeg]" to have been run, found none')
 
@@ -102,7 +104,7 @@ class Video:
     def __init__(self, path: Path, frames_per_second: float) -> None:
         import imageio.v2  # here, as few need it
 
-        self.path, self.part = path, path.with_name(f"part-{path.name}")
+        self.path, self.part = path, path.with_name(f".part-{os.getpid()}-{path.name}")
         if path.suffix == ".gif":
             options = {"duration": 1000 / frames_per_second, "loop": 0}  # milliseconds a frame; for ever
         else:
@@ -117,13 +119,16 @@ class Video:
         try:
             self.writer.append_data(np.asarray(envs.render()[0], np.uint8))
         except Exception as error:  # an environment's own may be of any kind
-            raise ArgumentError(f"--video: expected an environment that renders images, got none: {error}") from error
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise ArgumentError(f"--video: expected an environment that renders images, got none: {said}") from error
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        self.writer.close()
-        if kind is None:
-            self.part.replace(self.path)
-        self.part.unlink(missing_ok=True)
+        try:
+            self.writer.close()
+            if kind is None:
+                self.part.replace(self.path)
+        finally:
+            self.part.unlink(missing_ok=True)
 
 
 def load(args: Args) -> tuple[Any, VectorEnv, nn.Module, str]:
@@ -145,7 +150,8 @@ def load(args: Args) -> tuple[Any, VectorEnv, nn.Module, str]:
         envs.close()
         said = " ".join(str(error).split())
         raise ArgumentError(f"run: expected weights that fit {trained.env}, got others: {said}") from error
-    return script, envs, agent, f"{trained.env}, {script.__name__} after {checkpoint['global_step']:,} steps"
+    title = f"{trained.env}, {script.__name__} after {checkpoint['progress']['global_step']:,} steps"
+    return script, envs, agent, title
 
 
 def play(args: Args) -> tuple[list[float], list[int]]:
@@ -174,6 +180,7 @@ def play(args: Args) -> tuple[list[float], list[int]]:
                     policy = agent.policy(torch.as_tensor(obs, dtype=torch.float32))
                     actions = policy.sample() if args.stochastic else policy.mode
                 obs, rewards, terminations, truncations = script.arrays_of(envs, "step", actions.numpy())
+                script.check_finite(observations=obs, rewards=rewards)
                 returns[-1] += float(rewards[0])
                 lengths[-1] += 1
                 is_over = terminations[0] or truncations[0]
@@ -194,3 +201,5 @@ if __name__ == "__main__":
         if type(error).__name__ not in ("ArgumentError", "RunError"):  # each script has a RunError of its own
             raise
         sys.exit(f"{Path(__file__).name}: {error}")
+    except OSError as error:
+        sys.exit(f"{Path(__file__).name}: --video: expected a file that can be written, got an error: {error}")

@@ -59,8 +59,9 @@ import gae_fast
 REAL = (int, float)
 # What a number may be: its type, the words for it, and the test. A bool is no whole number here, hence type(x).
 Seed = Annotated[int, "a whole number in [0, 2^63)", lambda x: type(x) is int and 0 <= x < 2**63]
-Count = Annotated[int, "a whole number, 1 or more", lambda x: type(x) is int and x >= 1]
-Steps = Annotated[int, "a whole number, 2 or more", lambda x: type(x) is int and x >= 2]
+Total = Annotated[int, "a whole number in [1, 2^63)", lambda x: type(x) is int and 1 <= x < 2**63]
+Count = Annotated[int, "a whole number in [1, 2^31)", lambda x: type(x) is int and 1 <= x < 2**31]
+Steps = Annotated[int, "a whole number in [2, 2^31)", lambda x: type(x) is int and 2 <= x < 2**31]
 Fraction = Annotated[float, "a number in [0, 1]", lambda x: isinstance(x, REAL) and 0 <= x <= 1]
 Rate = Annotated[float, "a number in [0, 1e30]", lambda x: isinstance(x, REAL) and 0 <= x <= 1e30]
 Positive = Annotated[float, "a number above 0", lambda x: isinstance(x, REAL) and x > 0]
@@ -78,7 +79,7 @@ class Args:
     """Gymnasium environment; `module:EnvId` imports the module first"""
     seed: Seed = 1
     """seed of all that is random: environments, networks, sampling, shuffling"""
-    total_timesteps: Count = 200_000
+    total_timesteps: Total = 200_000
     """environment steps to train for; the rollout that reaches them is the last"""
     num_envs: Count = 32
     """environments stepped side by side"""
@@ -103,7 +104,7 @@ class Args:
     resume: str | None = None
     """folder of a run that was stopped, to go on with from its last checkpoint, with its own arguments"""
     checkpoints: Count = 10
-    """checkpoints of the run"""
+    """checkpoints of the run; they leave no trace in its training"""
     tensorboard: bool = False
     """write TensorBoard event files too"""
     quiet: bool = False
@@ -161,8 +162,9 @@ def check_args(args: Args) -> None:
         expected, is_valid = getattr(field.type, "__metadata__", anything_else)
         if not is_valid(value):
             raise ArgumentError(f"--{field.name.replace('_', '-')}: expected {expected}, got {value!r}")
-    run_dir = Path(args.run_dir or "")
-    if args.run_dir and not args.resume and run_dir.exists() and (run_dir.is_file() or os.listdir(run_dir)):
+    run_dir = Path(args.run_dir or "runs")
+    is_taken = args.run_dir == "" or run_dir.is_file() or (run_dir.is_dir() and os.listdir(run_dir))
+    if args.run_dir is not None and args.resume is None and is_taken:
         raise ArgumentError(f"--run-dir: expected a new or empty folder, got {args.run_dir!r}")
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise ArgumentError("--tensorboard: expected the package tensorboard to be installed, found none")
@@ -182,7 +184,7 @@ def make_envs(args: Args, **options: Any) -> VectorEnv:
         options["wrappers"] = [of_one_form]
     try:
         envs = gymnasium.make_vec(args.env, args.num_envs, args.vectorization_mode, **options)
-    except Exception as error:  # an environment's own may be of any kind
+    except (Exception, SystemExit) as error:  # an environment's own may be of any kind
         said = " ".join(str(error).split()) or type(error).__name__
         raise ArgumentError(f"--env: expected one that Gymnasium can make, got {args.env!r}: {said}") from error
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
@@ -347,7 +349,7 @@ class Adam:
         loss.backward()
         norm = self.grad.norm()
         if not math.isfinite(loss.item() + norm.item()):
-            check_finite(loss=loss, gradient=self.grad, norm_of_the_gradient=norm)
+            check_finite(loss=loss, gradient=self.grad, gradient_norm=norm)
         divisor = (norm / max_grad_norm).clamp(min=1.0).float() if max_grad_norm < math.inf else None
         self.state["step"] += 1
         moments = [self.state["first_moment"]], [self.state["second_moment"]], []  # and none of AMSGrad
@@ -372,12 +374,9 @@ class Batch(NamedTuple):
 
 def shuffled(batch: Batch, num_minibatches: int) -> list[Batch]:
     """Split a batch at random into minibatches whose sizes differ by at most one."""
-    order = torch.randperm(len(batch.obs), device=batch.obs.device)
+    order = torch.randperm(len(batch.obs)).to(batch.obs.device)
     fields = [x[order].tensor_split(num_minibatches) for x in batch]
     return [Batch(*parts) for parts in zip(*fields)]
-
-
-MOST_REPEATED = 10_000  # steps of each environment that a resumed run takes again; beyond, a checkpoint cuts episodes
 
 
 class Episodes:
@@ -385,27 +384,35 @@ class Episodes:
 
     ARRAYS = ("obs", "dones", "running_return", "running_length", "discounted_sum", "actions")
 
-    def __init__(self, envs: VectorEnv, seed: int) -> None:
-        self.count = 0
-        self.recent_returns: deque[float] = deque(maxlen=100)
-        self.recent_lengths: deque[int] = deque(maxlen=100)
-        self.begin_anew(envs, seed, iteration=0)
-        self.seed_generators(seed, iteration=0)
+    def __init__(self, envs: VectorEnv, seed: int, state: dict[str, Any] | None = None) -> None:
+        """Begin the first episodes, or bring environments just made to where a state says."""
+        self.envs, self.seed = envs, seed
+        self.count = state["count"] if state else 0
+        self.recent_returns = deque(state["recent_returns"] if state else [], maxlen=100)
+        self.recent_lengths = deque(state["recent_lengths"] if state else [], maxlen=100)
+        # Actions that a resumed run may have to take again: ten episodes of full length, where that is known.
+        self.most_repeated = 10 * (envs.unwrapped.spec.max_episode_steps or 1000)
+        self.begin_anew(state["begun_at"] if state else 0)
+        self.prepare(0)
+        if state:
+            self.act_again(state)
 
-    def begin_anew(self, envs: VectorEnv, seed: int, iteration: int) -> None:
-        """Seed and reset the environments; what was under way is cut."""
-        self.obs, *_ = arrays_of(envs, "reset", seed=seeds_of(seed, iteration)[0])
-        self.dones = np.zeros(envs.num_envs, bool)
-        self.running_return = np.zeros(envs.num_envs)  # so far, undiscounted, as the environment pays it
-        self.running_length = np.zeros(envs.num_envs, int)
-        self.discounted_sum = np.zeros(envs.num_envs)
-        self.begun_at, self.actions = iteration, []  # those since, MOST_REPEATED of them or a rollout more
+    def begin_anew(self, key: int) -> None:
+        """Reset the environments, seeded by the key; what was under way is cut."""
+        (self.obs,) = arrays_of(self.envs, "reset", seed=seeds_of(self.seed, key)[0])
+        self.dones = np.zeros(self.envs.num_envs, bool)
+        self.running_return = np.zeros(self.envs.num_envs)  # so far, undiscounted, as the environment pays it
+        self.running_length = np.zeros(self.envs.num_envs, int)
+        self.discounted_sum = np.zeros(self.envs.num_envs)
+        self.begun_at, self.actions = key, []  # all actions since
 
-    def seed_generators(self, seed: int, iteration: int) -> None:
-        """Seed what draws actions and shuffles, so that a checkpoint need not hold the states of generators."""
-        _, action_seed, torch_seed = seeds_of(seed, iteration)
+    def prepare(self, iteration: int) -> None:
+        """Seed what draws actions and what shuffles; cut all episodes if resuming would take too many actions again."""
+        if len(self.actions) > self.most_repeated:
+            self.begin_anew(iteration)
+        _, action_seed, torch_seed = seeds_of(self.seed, iteration)
         self.action_rng = np.random.default_rng(action_seed)
-        torch.manual_seed(torch_seed)
+        torch.default_generator.manual_seed(torch_seed)  # torch.manual_seed takes 100 times as long
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds. No environment can be saved, so it has the actions that lead to where they stand."""
@@ -413,41 +420,37 @@ class Episodes:
         recent = {"recent_returns": list(self.recent_returns), "recent_lengths": list(self.recent_lengths)}
         return {"count": self.count, "begun_at": self.begun_at, **recent, **arrays}
 
-    def load_state(self, envs: VectorEnv, seed: int, iteration: int, state: dict[str, Any]) -> None:
-        """Bring the environments to where they stood, by the same actions, and the rest with them."""
-        self.seed_generators(seed, iteration)
-        self.count = state["count"]
-        self.recent_returns.extend(state["recent_returns"])
-        self.recent_lengths.extend(state["recent_lengths"])
-        self.begin_anew(envs, seed, state["begun_at"])
+    def act_again(self, state: dict[str, Any]) -> None:
+        """Take the actions of a state; should they not lead to where it stood, begin new episodes and say so."""
         for actions in state["actions"].numpy():
-            self.obs, *_ = arrays_of(envs, "step", actions.copy())
-        if len(state["actions"]) and not np.array_equal(self.obs, state["obs"]):
+            self.obs, *_ = arrays_of(self.envs, "step", actions.copy())
+        if len(state["actions"]) and not np.array_equal(np.asarray(self.obs, np.float32), state["obs"].numpy()):
             print("--resume: the environments do not repeat themselves, so they begin new episodes", file=sys.stderr)
-            return self.begin_anew(envs, seed, iteration)
-        for name in self.ARRAYS:
-            setattr(self, name, state[name].numpy())
-        self.actions = list(self.actions)
+            self.begin_anew(self.count)
+        else:
+            for name in self.ARRAYS:
+                setattr(self, name, state[name].numpy())
+            self.actions = list(self.actions)
 
 
-def seeds_of(seed: int, iteration: int) -> list[int]:
+def seeds_of(seed: int, key: int) -> list[int]:
     """Seeds for the environments, the actions and torch. Hashed, since environment n is given the first plus n."""
-    return np.random.SeedSequence(seed, spawn_key=(iteration,)).generate_state(3).tolist()
+    return np.random.SeedSequence(seed, spawn_key=(key,)).generate_state(3).tolist()
 
 
 def arrays_of(envs: VectorEnv, method: str, *args: Any, **kwargs: Any) -> list[np.ndarray]:
     """Call reset or step; return what it returns but for the infos. Raises RunError if it fails."""
     try:
         *arrays, _ = getattr(envs, method)(*args, **kwargs)
-        expected = [envs.observation_space.shape, *[(envs.num_envs,)] * (len(arrays) - 1)]
+        expected = [envs.observation_space.shape, *[(envs.num_envs,)] * (3 if method == "step" else 0)]
         if [x.shape for x in arrays] != expected or not {x.dtype.kind for x in arrays} <= {*"biuf"}:
             got = ", ".join(f"{x.dtype}{x.shape}" for x in arrays)
             raise ValueError(f"expected numbers of shapes {expected}, got {got}")
         return arrays
-    except Exception as error:
-        if isinstance(error, (EOFError, ConnectionError)):  # from the pipe to a worker process
-            raise RunError(f"in the environment's {method} a worker process died") from None
+    except (Exception, SystemExit) as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        if hasattr(envs.unwrapped, "processes") and isinstance(error, (EOFError, ConnectionError)):
+            said += "; a worker process died"
         raise RunError(f"the environment's {method} failed: {said}") from error
 
 
@@ -455,7 +458,7 @@ def check_finite(**quantities: np.ndarray | Tensor) -> None:
     """Raise RunError for a quantity with NaN or infinity in it."""
     for name, numbers in quantities.items():
         if not torch.as_tensor(numbers).isfinite().all():
-            raise RunError(f"there is NaN or infinity in {name.replace('_', ' ')}")
+            raise RunError(f"there is NaN or infinity in {name}")
 
 
 def in_numpy(layer: nn.Module) -> Callable[[np.ndarray], np.ndarray]:
@@ -509,8 +512,7 @@ def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Ba
         obs[t + 1], rewards[t], terminations[t], truncations[t] = arrays_of(envs, "step", action)
     check_finite(observations=obs, rewards=rewards)
     actions = np.stack(actions)
-    if len(episodes.actions) <= MOST_REPEATED:
-        episodes.actions.extend(actions)
+    episodes.actions.extend(actions)
 
     dones = terminations | truncations
     is_step = ~np.concatenate([episodes.dones[None], dones[:-1]])  # what follows an episode's last step only resets
@@ -680,6 +682,7 @@ class Progress:
     iteration: int = 0  # rollouts and updates so far; each has a row in metrics.csv
     global_step: int = 0  # steps of the environments
     wall_time: float = 0.0  # seconds
+    metrics_size: int = 0  # bytes of metrics.csv
 
 
 def train(args: Args) -> list[dict[str, Any]]:
@@ -691,24 +694,24 @@ def train(args: Args) -> list[dict[str, Any]]:
     """
     check_args(args)
     checkpoint, run_dir = None, Path(args.resume or "")
-    if args.resume:
+    if args.resume is not None:
         checkpoint = load_checkpoint(args.resume)
         args = resumed_args(args, checkpoint)
-        if checkpoint["global_step"] >= args.total_timesteps:
-            print(f"{run_dir} is complete, with {checkpoint['global_step']:,} of {args.total_timesteps:,} steps")
+        if checkpoint["progress"]["global_step"] >= args.total_timesteps:
+            print(f"{run_dir} is complete, with {checkpoint['progress']['global_step']:,} steps")
             return read_rows(run_dir)
     device = find_device(args.device)
+    args = dataclasses.replace(args, device=str(device))
     torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
     torch.manual_seed(args.seed)
     with contextlib.ExitStack() as stack:
         envs = stack.enter_context(closing(make_envs(args)))
         agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs).to(device)
         optimizers = make_optimizers(agent, args)
-        episodes, progress = Episodes(envs, args.seed), Progress()
         if checkpoint:
-            restore(checkpoint, run_dir, envs, agent, optimizers, episodes, progress)
+            episodes, progress = restore(checkpoint, envs, agent, optimizers)
         else:
-            run_dir = make_run_dir(args)
+            episodes, progress, run_dir = Episodes(envs, args.seed), Progress(), make_run_dir(args)
         stack.enter_context(saying_what_is_left(progress, run_dir))
         save_config(run_dir, args)
         log = stack.enter_context(contextlib.closing(Log(run_dir, args, progress)))
@@ -718,11 +721,12 @@ def train(args: Args) -> list[dict[str, Any]]:
         while progress.global_step < args.total_timesteps:
             share_done = progress.global_step / args.total_timesteps
             learning_rate = set_learning_rate(optimizers, 1 - share_done if args.anneal_lr else 1.0)
+            episodes.prepare(progress.iteration)
             batch = rollout(envs, agent, episodes, args)
             metrics = update(agent, optimizers, batch, args)
             if args.norm_obs:  # not before: π_θ and π_old must see the same observations
                 agent.obs_statistics.update(batch.obs)
-            check_finite(weights=nn.utils.parameters_to_vector(agent.parameters()))
+            check_finite(**agent.state_dict())
 
             checkpoints = progress.global_step * args.checkpoints // args.total_timesteps
             progress.iteration += 1
@@ -741,10 +745,7 @@ def train(args: Args) -> list[dict[str, Any]]:
             }
             log.write(row)
             if progress.global_step * args.checkpoints // args.total_timesteps > checkpoints:
-                os.fsync(log.file)  # the checkpoint says how long it is
-                if len(episodes.actions) > MOST_REPEATED:
-                    episodes.begin_anew(envs, args.seed, progress.iteration)
-                episodes.seed_generators(args.seed, progress.iteration)
+                progress.metrics_size = log.sync()
                 save_checkpoint(run_dir, args, agent, optimizers, episodes, progress)
 
     if not args.quiet:
@@ -762,35 +763,38 @@ def find_device(name: str) -> torch.device:
         torch.zeros(1, device=device).cpu()
         return device
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # torch raises all of these
-        raise ArgumentError(f"--device: expected one that torch finds here, got {name!r}: {error}") from error
+        said = str(error).split("\n")[0]
+        raise ArgumentError(f"--device: expected one that torch finds here, got {name!r}: {said}") from error
 
 
 @contextlib.contextmanager
 def closing(envs: VectorEnv) -> Iterator[VectorEnv]:
-    """Close the environments at the end; after an error terminate their processes, which may not answer any more."""
+    """Close the environments at the end; after an error kill their processes, which may not answer any more."""
     try:
         yield envs
     except BaseException:
         for process in getattr(envs.unwrapped, "processes", []):
-            process.terminate()
+            process.kill()
             process.join()
             envs.unwrapped.closed = True
         raise
     finally:
-        envs.close()
+        with contextlib.suppress(Exception):  # all is saved
+            envs.close()
 
 
 @contextlib.contextmanager
 def saying_what_is_left(progress: Progress, run_dir: Path) -> Iterator[None]:
-    """Add to what stops the run when it did so, what is left and how to go on."""
+    """Add to what stops the run when it did so and what is left of it."""
     try:
         yield
     except (KeyboardInterrupt, RunError, OSError, MemoryError) as error:
         said = f"iteration {progress.iteration + 1}: {error if str(error) else type(error).__name__}"
         if (run_dir / "checkpoint.pt").exists():
-            said += f"; the last good checkpoint is {run_dir / 'checkpoint.pt'}, from which --resume {run_dir} goes on"
-        kind = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunError
-        raise kind(said) from error.__cause__
+            said += f"; the last good checkpoint is {run_dir / 'checkpoint.pt'}"
+            if error.__cause__ or not isinstance(error, RunError):  # else to go on would be to repeat it
+                said += f"; --resume {run_dir} goes on"
+        raise (KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunError)(said) from error.__cause__
 
 
 def make_run_dir(args: Args) -> Path:
@@ -819,11 +823,14 @@ def save_config(run_dir: Path, args: Args) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, even if the machine stops meanwhile."""
     new = path.with_name(f"{path.name}.new")
-    with open(new, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    try:
+        with open(new, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def set_learning_rate(optimizers: dict[str, Adam], fraction: float) -> float:
@@ -838,10 +845,11 @@ class Log:
 
     def __init__(self, run_dir: Path, args: Args, progress: Progress) -> None:
         self.file = open(run_dir / "metrics.csv", "a", newline="", buffering=1)  # a line is written when it is complete
+        self.file.truncate(progress.metrics_size)  # of a run that is resumed: drop the rows after its checkpoint
+        self.file.seek(0, os.SEEK_END)
         self.writer = csv.writer(self.file)
-        self.has_header = progress.iteration > 0
-        steps_done = min(progress.global_step, args.total_timesteps)
-        self.bar = tqdm.tqdm(total=args.total_timesteps, initial=steps_done, unit="step", disable=args.quiet)
+        steps = {"total": args.total_timesteps, "initial": progress.global_step}
+        self.bar = tqdm.tqdm(**steps, unit="step", disable=args.quiet)
         self.tensorboard = None
         if args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # here, as few runs need it and it is slow to import
@@ -849,9 +857,8 @@ class Log:
             self.tensorboard = SummaryWriter(run_dir, purge_step=progress.global_step + 1)
 
     def write(self, row: dict[str, Any]) -> None:
-        if not self.has_header:
+        if self.file.tell() == 0:
             self.writer.writerow(row)
-            self.has_header = True
         self.writer.writerow(row.values())
         if row["episodic_return"] is not None:
             self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)
@@ -862,6 +869,11 @@ class Log:
                 if row[name] is not None:
                     tag = f"{'charts' if name in charts else 'losses'}/{name}"
                     self.tensorboard.add_scalar(tag, row[name], row["global_step"])
+
+    def sync(self) -> int:
+        """Have the rows on the disk, and return their size."""
+        os.fsync(self.file.fileno())
+        return self.file.tell()
 
     def close(self) -> None:
         self.file.close()
@@ -885,13 +897,12 @@ def save_checkpoint(
 ) -> None:
     """Write checkpoint.pt, whole or not at all, for torch.load(..., weights_only=True).
 
-    It needs no state of a generator, as Episodes.begin_anew seeds them all. Raises RunError for a number not finite.
+    It needs no state of a generator, as Episodes.prepare seeds them all. Raises RunError for a number not finite.
     """
     checkpoint = {
         "algorithm": Path(__file__).stem,
         "args": dataclasses.asdict(args),
-        **dataclasses.asdict(progress),
-        "metrics_size": (run_dir / "metrics.csv").stat().st_size,
+        "progress": dataclasses.asdict(progress),
         "episodes": episodes.state(),
         "agent": agent.state_dict(),
         "optimizers": {name: optimizer.state for name, optimizer in optimizers.items()},
@@ -904,20 +915,29 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: str) -> dict[str, Any]:
-    """Read the checkpoint of the run in a folder; unpickle nothing. Raises ArgumentError for one that is unusable."""
+    """Read the checkpoint of the run in a folder, but nothing that would have to be executed.
+
+    Raises ArgumentError if it is damaged, of another run than config.json, or ahead of metrics.csv.
+    """
     path, algorithm = Path(folder, "checkpoint.pt"), Path(__file__).stem
     try:
         with zipfile.ZipFile(path) as file:
             if damaged := file.testzip():  # torch.load does not compare checksums
-                raise ValueError(f"{damaged} is damaged")
+                raise ValueError(f"{damaged} in it is damaged")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config = json.loads(Path(folder, "config.json").read_bytes())
-        expected, came = (algorithm, config["env"]), (checkpoint["algorithm"], Args(**checkpoint["args"]).env)
-        if came != expected:
-            raise ValueError(f"it is of {' on '.join(came)} in place of {' on '.join(expected)}")
+        check_args(Args(**checkpoint["args"] | {"resume": folder}))
+        for name, value in {**checkpoint["args"], "algorithm": checkpoint["algorithm"]}.items():
+            if config[name] != value and name != "total_timesteps":  # which a resumed run may have made larger
+                raise ValueError(f"its config.json has {name} {config[name]!r}, its checkpoint.pt {value!r}")
+        if checkpoint["algorithm"] != algorithm:
+            raise ValueError(f"it is one of {checkpoint['algorithm']}")
+        if Path(folder, "metrics.csv").stat().st_size < Progress(**checkpoint["progress"]).metrics_size:
+            raise ValueError("its metrics.csv lacks rows")
+        check_finite(**checkpoint["agent"])
         return checkpoint
     except Exception as error:  # of many kinds and, where torch raises them, of many sentences
-        said = str(error).split(". ")[0] or type(error).__name__
+        said = " ".join(str(error).split(". ")[0].split()) or type(error).__name__
         raise ArgumentError(f"--resume: expected a run of {algorithm}, got {folder!r}: {said}") from error
 
 
@@ -929,49 +949,32 @@ def saved_args(folder: str) -> Args:
 def resumed_args(args: Args, checkpoint: dict[str, Any]) -> Args:
     """The arguments of the checkpoint's run, with more steps if args say so. Raises ArgumentError for other changes."""
     saved = Args(**checkpoint["args"])
-    for name, value in dataclasses.asdict(saved).items():
-        if name not in ("resume", "total_timesteps") and getattr(args, name) != value:
-            expected = f"none or {value!r}, as in the run of --resume"
-            raise ArgumentError(f"--{name.replace('_', '-')}: expected {expected}, got {getattr(args, name)!r}")
-    if args.total_timesteps == saved.total_timesteps:
-        return saved
-    # A longer run begins as this one did if its learning rate is not annealed and its checkpoints are as far apart.
-    interval = saved.total_timesteps // math.gcd(saved.total_timesteps, saved.checkpoints)
-    if saved.anneal_lr or args.total_timesteps < saved.total_timesteps or args.total_timesteps % interval:
-        longer = "until which it anneals" if saved.anneal_lr else f"or a larger multiple of {interval}"
-        expected = f"none or {saved.total_timesteps}, as in the run of --resume, {longer}"
-        raise ArgumentError(f"--total-timesteps: expected {expected}, got {args.total_timesteps}")
-    checkpoints = saved.checkpoints * args.total_timesteps // saved.total_timesteps
-    return dataclasses.replace(saved, total_timesteps=args.total_timesteps, checkpoints=checkpoints)
+    for name, old in dataclasses.asdict(saved).items():
+        new = getattr(args, name)
+        # A longer run begins as this one did, unless the learning rate is annealed over its length.
+        is_longer = name == "total_timesteps" and new > old and not saved.anneal_lr
+        if name != "resume" and new != old and not is_longer:
+            expected = f"none or {old!r}, as in the run of --resume"
+            raise ArgumentError(f"--{name.replace('_', '-')}: expected {expected}, got {new!r}")
+    return dataclasses.replace(saved, total_timesteps=args.total_timesteps)
 
 
 def restore(
-    checkpoint: dict[str, Any],
-    run_dir: Path,
-    envs: VectorEnv,
-    agent: Agent,
-    optimizers: dict[str, Adam],
-    episodes: Episodes,
-    progress: Progress,
-) -> None:
-    """Put back what save_checkpoint saved; drop the rows that came later. Raises ArgumentError if it does not fit."""
+    checkpoint: dict[str, Any], envs: VectorEnv, agent: Agent, optimizers: dict[str, Adam]
+) -> tuple[Episodes, Progress]:
+    """Put back what save_checkpoint saved. Raises ArgumentError if it does not fit."""
     try:
         agent.load_state_dict(checkpoint["agent"])
         for name, optimizer in optimizers.items():
             for key, tensor in optimizer.state.items():
                 tensor.copy_(checkpoint["optimizers"][name][key].view_as(tensor))
-        for field in dataclasses.fields(progress):
-            setattr(progress, field.name, checkpoint[field.name])
-        episodes.load_state(envs, checkpoint["args"]["seed"], progress.iteration, checkpoint["episodes"])
-        with open(run_dir / "metrics.csv", "r+b") as metrics:
-            if metrics.seek(0, os.SEEK_END) < checkpoint["metrics_size"]:
-                raise ValueError("metrics.csv lacks rows")
-            metrics.truncate(checkpoint["metrics_size"])
-    except RunError:
-        raise
-    except Exception as error:
+        episodes = Episodes(envs, checkpoint["args"]["seed"], checkpoint["episodes"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RunError):
+            raise
         said = " ".join(str(error).split())
         raise ArgumentError(f"--resume: expected a checkpoint that fits the run, got another: {said}") from error
+    return episodes, Progress(**checkpoint["progress"])
 
 
 if __name__ == "__main__":

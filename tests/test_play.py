@@ -43,7 +43,7 @@ def test_plays_what_any_script_trained(script, env, actions, capsys, monkeypatch
     script.train(arguments(script, env=env, run_dir="run", norm_obs=True))
     capsys.readouterr()
     status, output, errors = main(["run", "--episodes", "2", *actions], capsys, monkeypatch)
-    steps = script.load_checkpoint("run")["global_step"]
+    steps = script.load_checkpoint("run")["progress"]["global_step"]
     assert status == 0 and output.startswith(f"{env}, {script.__name__} after {steps:,} steps: return ")
     assert output.endswith(f"2 episodes, {'sampled' if '--stochastic' in actions else 'most probable'} actions\n")
 
@@ -133,7 +133,8 @@ def test_window_opens():
         (["run", "--render", "rgb_array"], "--render"),
         (["run", "--render", "human", "--video", "a.mp4"], "--render: expected"),
         (["run", "--video", "a.avi"], "--video: expected a file .mp4 or .gif"),
-        (["run", "--video", "nowhere/a.mp4"], "--video: expected a file .mp4 or .gif in a folder that exists"),
+        (["run", "--video", "nowhere/a.mp4"], "--video: expected a file .mp4 or .gif in a folder to write to"),
+        (["run", "--video", "dir.gif"], "--video: expected a file .mp4 or .gif"),
         (["toy", "--video", "a.mp4"], "render_mode"),
         (["sac"], "run: expected one of "),
     ],
@@ -144,10 +145,11 @@ def test_bad_argument_is_refused_in_one_line_and_leaves_nothing(argv, named, cap
     script.train(arguments(script, run_dir="run", total_timesteps=50))
     script.train(arguments(script, env="toys:Float64-v0", run_dir="toy", total_timesteps=50))
     Path("sac").mkdir()
+    Path("dir.gif").mkdir()
     Path("sac/config.json").write_text('{"algorithm": "sac"}')
     status, output, errors = main(argv, capsys, monkeypatch)
     assert status == 1 and output == "" and errors.count("\n") == 1 and errors.startswith("play.py: ")
-    assert named in errors and sorted(os.listdir()) == ["run", "sac", "toy"]
+    assert named in errors and sorted(os.listdir()) == ["dir.gif", "run", "sac", "toy"]
 
 
 @pytest.mark.parametrize("how", [how for how in BREAKAGES if "optimizer" not in how and how != "rows"])

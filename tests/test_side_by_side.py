@@ -172,7 +172,7 @@ def test_a_change_in_one_script_alone_is_noticed(text, replacement, named, monke
 @pytest.mark.parametrize(
     ("text", "replacement", "named"),
     [
-        ("self.has_header = True", "self.has_header = 1", "Log"),
+        ("if self.file.tell() == 0:", "if not self.file.tell():", "Log"),
         ("fraction * optimizer", "optimizer", "set_learning_rate"),
         ("episodes.count += int(dones.sum())", "episodes.count += dones.sum()", "record_episodes"),
     ],

@@ -4,6 +4,7 @@ import os
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -247,3 +248,21 @@ class Seeds(OneState):
 
 register("Restless", Restless, max_episode_steps=10)
 register("Seeds", Seeds, max_episode_steps=10)
+
+
+class Restive(OneState):
+    """Draws from torch's generator in its resets, and its rewards count those since it was seeded."""
+
+    resets = 0
+
+    def reset(self, *, seed=None, options=None):
+        torch.rand(3)
+        self.resets = 1 if seed is not None else self.resets + 1
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, float(self.resets), *rest
+
+
+register("Restive", Restive, max_episode_steps=30)
