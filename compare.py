@@ -209,8 +209,8 @@ def read_run(folder: Path, label: str, config: dict[str, Any], threshold: float 
 
 def label_configs(configs: list[dict[str, Any]]) -> list[str]:
     """Name each run after its algorithm and the arguments in which the algorithm's runs differ."""
-    no_setting = {"algorithm", "seed", "run_dir", "quiet", "tensorboard", "device", "python", "torch", "gymnasium"}
-    no_setting |= {"gae_fast", "gae_fast_compiled", "resume"}
+    no_setting = {"algorithm", "seed", "run_dir", "resume", "quiet", "tensorboard", "device"}
+    no_setting |= {"python", "numpy", "torch", "gymnasium", "gae_fast", "gae_fast_compiled"}
     labels = []
     for config in configs:
         others = [other for other in configs if other["algorithm"] == config["algorithm"]]

@@ -83,7 +83,9 @@ def check_args(args: Args) -> None:
     if path.suffix not in (".mp4", ".gif") or path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ArgumentError(f"--video: expected a file .mp4 or .gif in a folder to write to, got {args.video!r}")
     if not importlib.util.find_spec("imageio") or not importlib.util.find_spec("imageio_ffmpeg"):
-        raise ArgumentError('--video: expected pip install "imageio[ffmpeg]" to have been run, found none')
+        raise ArgumentError(
+            '--video: expected pip install "imageio[ffmpeg]", found none'
+        )
 
 
 def script_of(folder: str) -> Any:
@@ -202,4 +204,4 @@ if __name__ == "__main__":
             raise
         sys.exit(f"{Path(__file__).name}: {error}")
     except OSError as error:
-        sys.exit(f"{Path(__file__).name}: --video: expected a file that can be written, got an error: {error}")
+        sys.exit(f"{Path(__file__).name}: {error}")

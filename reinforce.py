@@ -53,6 +53,11 @@ import gae_fast
 REAL = (int, float)
 # What a number may be: its type, the words for it, and the test. A bool is no whole number here, hence type(x).
 Seed = Annotated[int, "a whole number in [0, 2^63)", lambda x: type(x) is int and 0 <= x < 2**63]
+Mode = Annotated[
+    Literal["sync", "async", "vector_entry_point"] | None,
+    "sync, async, vector_entry_point or None",
+    lambda x: x in ("sync", "async", "vector_entry_point", None),
+]
 Total = Annotated[int, "a whole number in [1, 2^63)", lambda x: type(x) is int and 1 <= x < 2**63]
 Count = Annotated[int, "a whole number in [1, 2^31)", lambda x: type(x) is int and 1 <= x < 2**31]
 Fraction = Annotated[float, "a number in [0, 1]", lambda x: isinstance(x, REAL) and 0 <= x <= 1]
@@ -69,7 +74,7 @@ class Args:
     """environment steps to train for; the rollout that reaches them is the last"""
     num_envs: Count = 16
     """environments stepped side by side"""
-    vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
+    vectorization_mode: Mode = None
     """how Gymnasium steps them; None takes the native vector environment where there is one, else sync"""
     gamma: Fraction = 0.98
     """discount γ"""
@@ -287,8 +292,9 @@ class Adam:
     """Adam (Kingma and Ba 2015) on one vector, of which the parameters and their gradients become views.
 
     So a step takes a few kernels in all, not a few for each layer. Move the module to its device before. The arithmetic
-    is that of torch.optim.Adam and clip_grad_norm_, with which an update of PPO takes 1.4 times as long
-    (benchmarks/choices.py); torch.optim.Adam would also take a second to import torch._dynamo first.
+    is that of torch.optim.Adam with eps = 1e-5, as is usual for PPO, and clip_grad_norm_, with which an update of PPO
+    takes 1.4 times as long (benchmarks/choices.py); torch.optim.Adam would also take a second to import torch._dynamo
+    first. The kernel is torch's own, and private to it: another version of torch may call for a change here.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], learning_rate: float) -> None:
@@ -335,7 +341,11 @@ class Batch(NamedTuple):
 
 
 class Episodes:
-    """Where every environment stands between two rollouts, and the returns and lengths of the last 100 episodes."""
+    """Where every environment stands between two rollouts, and the returns and lengths of the last 100 episodes.
+
+    Gymnasium cannot save an environment. So a checkpoint holds the key from which the environments were last seeded and
+    all actions since: a resumed run resets them with that key and takes the actions again.
+    """
 
     ARRAYS = ("obs", "dones", "running_return", "running_length", "discounted_sum", "actions")
 
@@ -347,22 +357,25 @@ class Episodes:
         self.recent_lengths = deque(state["recent_lengths"] if state else [], maxlen=100)
         # Actions that a resumed run may have to take again: ten episodes of full length, where that is known.
         self.most_repeated = 10 * (envs.unwrapped.spec.max_episode_steps or 1000)
-        self.begin_anew(state["begun_at"] if state else 0)
-        self.prepare(0)
+        self.begin_anew(state["reset_key"] if state else 0)
+        self.prepare(0)  # for a rollout without train
         if state:
             self.act_again(state)
 
     def begin_anew(self, key: int) -> None:
-        """Reset the environments, seeded by the key; what was under way is cut."""
+        """Reset the environments, with a seed that the key gives; what was under way is cut."""
         (self.obs,) = arrays_of(self.envs, "reset", seed=seeds_of(self.seed, key)[0])
         self.dones = np.zeros(self.envs.num_envs, bool)
         self.running_return = np.zeros(self.envs.num_envs)  # so far, undiscounted, as the environment pays it
         self.running_length = np.zeros(self.envs.num_envs, int)
         self.discounted_sum = np.zeros(self.envs.num_envs)
-        self.begun_at, self.actions = key, []  # all actions since
+        self.reset_key, self.actions = key, []  # all actions since
 
     def prepare(self, iteration: int) -> None:
-        """Seed what draws actions and what shuffles; cut all episodes if resuming would take too many actions again."""
+        """Seed the generators of actions and shuffles for this iteration; so a checkpoint need not hold their states.
+
+        Begin new episodes where a resumed run would have more than most_repeated actions to take again.
+        """
         if len(self.actions) > self.most_repeated:
             self.begin_anew(iteration)
         _, action_seed, torch_seed = seeds_of(self.seed, iteration)
@@ -370,15 +383,16 @@ class Episodes:
         torch.default_generator.manual_seed(torch_seed)  # torch.manual_seed takes 100 times as long
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds. No environment can be saved, so it has the actions that lead to where they stand."""
+        """What a checkpoint holds."""
         arrays = {name: torch.as_tensor(np.array(getattr(self, name))) for name in self.ARRAYS}
         recent = {"recent_returns": list(self.recent_returns), "recent_lengths": list(self.recent_lengths)}
-        return {"count": self.count, "begun_at": self.begun_at, **recent, **arrays}
+        return {"count": self.count, "reset_key": self.reset_key, **recent, **arrays}
 
     def act_again(self, state: dict[str, Any]) -> None:
-        """Take the actions of a state; should they not lead to where it stood, begin new episodes and say so."""
+        """Take the actions of a state again; if they do not lead to its observations, begin new episodes and say so."""
         for actions in state["actions"].numpy():
             self.obs, *_ = arrays_of(self.envs, "step", actions.copy())
+        # REINFORCE has no actions to take again: its rollouts begin with a reset.
         if len(state["actions"]) and not np.array_equal(np.asarray(self.obs, np.float32), state["obs"].numpy()):
             print("--resume: the environments do not repeat themselves, so they begin new episodes", file=sys.stderr)
             self.begin_anew(self.count)
@@ -557,7 +571,7 @@ class Progress:
     iteration: int = 0  # rollouts and updates so far; each has a row in metrics.csv
     global_step: int = 0  # steps of the environments
     wall_time: float = 0.0  # seconds
-    metrics_size: int = 0  # bytes of metrics.csv
+    metrics_size: int = 0  # bytes of metrics.csv at the last checkpoint
 
 
 def train(args: Args) -> list[dict[str, Any]]:
@@ -603,7 +617,7 @@ def train(args: Args) -> list[dict[str, Any]]:
                 agent.obs_statistics.update(batch.obs)
             check_finite(**agent.state_dict())
 
-            checkpoints = progress.global_step * args.checkpoints // args.total_timesteps
+            due_before = progress.global_step * args.checkpoints // args.total_timesteps
             progress.iteration += 1
             progress.global_step += len(batch.obs)
             progress.wall_time = time.perf_counter() - start
@@ -619,7 +633,7 @@ def train(args: Args) -> list[dict[str, Any]]:
                 "learning_rate": learning_rate,
             }
             log.write(row)
-            if progress.global_step * args.checkpoints // args.total_timesteps > checkpoints:
+            if progress.global_step * args.checkpoints // args.total_timesteps > due_before:
                 progress.metrics_size = log.sync()
                 save_checkpoint(run_dir, args, agent, optimizers, episodes, progress)
 
@@ -660,15 +674,15 @@ def closing(envs: VectorEnv) -> Iterator[VectorEnv]:
 
 @contextlib.contextmanager
 def saying_what_is_left(progress: Progress, run_dir: Path) -> Iterator[None]:
-    """Add to what stops the run when it did so and what is left of it."""
+    """Add to the error that stops a run its iteration, the last good checkpoint and how to go on."""
     try:
         yield
     except (KeyboardInterrupt, RunError, OSError, MemoryError) as error:
         said = f"iteration {progress.iteration + 1}: {error if str(error) else type(error).__name__}"
         if (run_dir / "checkpoint.pt").exists():
             said += f"; the last good checkpoint is {run_dir / 'checkpoint.pt'}"
-            if error.__cause__ or not isinstance(error, RunError):  # else to go on would be to repeat it
-                said += f"; --resume {run_dir} goes on"
+            if error.__cause__ or not isinstance(error, RunError):  # any other would come again
+                said += f"; to go on: python {Path(__file__).name} --resume {run_dir}"
         raise (KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunError)(said) from error.__cause__
 
 
@@ -686,6 +700,7 @@ def save_config(run_dir: Path, args: Args) -> None:
     """Write config.json: the arguments, and the versions of what they run on."""
     versions = {
         "python": platform.python_version(),
+        "numpy": np.__version__,
         "torch": torch.__version__,
         "gymnasium": gymnasium.__version__,
         "gae_fast": gae_fast.__version__,
@@ -709,7 +724,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def set_learning_rate(optimizers: dict[str, Adam], fraction: float) -> float:
-    """Set each optimizer's learning rate to a fraction of its first one; return the first optimizer's."""
+    """Set each optimizer's learning rate to a fraction of its initial one; return the first optimizer's."""
     for optimizer in optimizers.values():
         optimizer.learning_rate = fraction * optimizer.initial_learning_rate
     return next(iter(optimizers.values())).learning_rate
@@ -733,7 +748,7 @@ class Log:
 
     def write(self, row: dict[str, Any]) -> None:
         if self.file.tell() == 0:
-            self.writer.writerow(row)
+            self.writer.writerow(row.keys())
         self.writer.writerow(row.values())
         if row["episodic_return"] is not None:
             self.bar.set_postfix_str(f"return {row['episodic_return']:.1f}", refresh=False)
@@ -790,9 +805,9 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: str) -> dict[str, Any]:
-    """Read the checkpoint of the run in a folder, but nothing that would have to be executed.
+    """Read the checkpoint of the run in a folder; nothing in it is executed.
 
-    Raises ArgumentError if it is damaged, of another run than config.json, or ahead of metrics.csv.
+    Raises ArgumentError if it is damaged, of another run than config.json is, or ahead of metrics.csv.
     """
     path, algorithm = Path(folder, "checkpoint.pt"), Path(__file__).stem
     try:
@@ -842,11 +857,11 @@ def restore(
         agent.load_state_dict(checkpoint["agent"])
         for name, optimizer in optimizers.items():
             for key, tensor in optimizer.state.items():
-                tensor.copy_(checkpoint["optimizers"][name][key].view_as(tensor))
+                tensor.copy_(checkpoint["optimizers"][name][key].view_as(tensor))  # view_as refuses another size
         episodes = Episodes(envs, checkpoint["args"]["seed"], checkpoint["episodes"])
+    except RunError:
+        raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, RunError):
-            raise
         said = " ".join(str(error).split())
         raise ArgumentError(f"--resume: expected a checkpoint that fits the run, got another: {said}") from error
     return episodes, Progress(**checkpoint["progress"])

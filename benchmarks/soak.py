@@ -3,7 +3,8 @@
     python benchmarks/soak.py --steps 20000000 ppo_clip.py --env CartPole-v1
 
 All options of this program come first. Prints, as a Markdown table, what the process is like after each twentieth of
-its steps: its resident memory, its steps per second since the row before, and the sizes of its files. Linux alone.
+its steps, but for the last, as it may end first: its resident memory, its steps per second since the row before, and
+the sizes of its files. Linux alone.
 """
 
 import argparse
@@ -38,16 +39,13 @@ with tempfile.TemporaryDirectory() as folder:
             file.seek(max(file.seek(0, os.SEEK_END) - 1024, 0))
             lines = file.read().decode().split("\r\n")
         row = dict(zip(header, lines[-2].split(","))) if len(lines) > 2 else {}
-        if (
-            not row
-            or float(row["wall_time"]) == last_time
-            or not row["global_step"].isdigit()
-            or int(row["global_step"]) < (printed + 1) * args.steps / 20
-        ):
+        if not row or int(row["global_step"]) * 20 // args.steps == printed:
             continue
         step, seconds = int(row["global_step"]), float(row["wall_time"])
         with open(f"/proc/{process.pid}/statm") as file:
             memory = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if memory == 0:  # it has ended
+            break
         sizes = [(run_dir / name).stat().st_size / 1e6 for name in ("metrics.csv", "checkpoint.pt")]
         speed = (step - last_step) / (seconds - last_time)
         print(
@@ -55,5 +53,6 @@ with tempfile.TemporaryDirectory() as folder:
             f"| {float(row['episodic_return'] or 'nan'):.1f} |",
             flush=True,
         )
-        printed, last_step, last_time = printed + 1, step, seconds
+        printed, last_step, last_time = step * 20 // args.steps, step, seconds
+    process.wait()
 sys.exit(process.returncode)

@@ -65,16 +65,46 @@ MUTANTS = [
     (PPO, "approx_kl > args.target_kl", "False", "target_kl"),
     # the run
     (PPO, "torch.manual_seed(args.seed)", "pass", "one_command"),
-    (PPO, "np.random.default_rng(seed)", "np.random.default_rng()", "one_command"),
-    (PPO, "seed=int(np.random.SeedSequence(seed).generate_state(1)[0])", "seed=None", "one_command"),
+    (PPO, "np.random.default_rng(action_seed)", "np.random.default_rng()", "one_command"),
+    (PPO, "seed=seeds_of(self.seed, key)[0]", "seed=None", "one_command"),
     (PPO, 'self.register_buffer("mean", torch.zeros(shape))', "self.mean = torch.zeros(shape)", "restores_the_policy"),
-    (PPO, "check_args(args)\n    device", "device", "leaves_nothing"),
+    (PPO, "check_args(args)\n    checkpoint", "checkpoint", "leaves_nothing"),
+    # stop and resume
+    (PPO, "if len(self.actions) > self.most_repeated:", "if False:", "repeat_too_much"),
+    (PPO, "episodes.actions.extend(actions)", "pass", "stopped_and_resumed"),
+    (PPO, "torch.default_generator.manual_seed(torch_seed)", "pass", "stopped_and_resumed"),
+    (PPO, "np.asarray(self.obs, np.float32)", "np.asarray(self.obs)", "stopped_and_resumed"),
+    (PPO, 'if len(state["actions"]) and not', "if False and not", "do_not_repeat"),
+    (PPO, "self.file.truncate(progress.metrics_size)", "pass", "stopped_and_resumed"),
+    (PPO, "progress.metrics_size = log.sync()", "pass", "stopped_and_resumed"),
+    (PPO, 'tensor.copy_(checkpoint["optimizers"][name][key].view_as(tensor))', "pass", "stopped_and_resumed"),
+    (PPO, "if damaged := file.testzip():", "if damaged := None:", "bit_is_flipped"),
+    (PPO, 'map_location="cpu", weights_only=True', 'map_location="cpu", weights_only=False', "unusable_checkpoint"),
+    (PPO, "if config[name] != value and", "if False and", "unusable_checkpoint"),
+    (PPO, "new != old and not is_longer", "False", "changed_argument"),
+    (PPO, "new > old and not saved.anneal_lr", "new > old", "changed_argument"),
+    (PPO, "train(parse_args(saved_args(args.resume)) if args.resume else args)", "train(args)", "killed_and_resumed"),
+    (PPO, 'with open(new, "wb") as file:', 'with open(path, "wb") as file:', "cannot_grow or full_disk"),
+    (PPO, "sys.exit(130)", "sys.exit(1)", "ctrl_c"),
+    # numbers and environments gone wrong
+    (PPO, "check_finite(observations=obs, rewards=rewards)", "pass", "not_finite_stop"),
+    (REINFORCE, "check_finite(observations=obs, rewards=rewards)", "pass", "not_finite_stop"),
+    (TRPO, "check_finite(loss=old_surrogate, gradient=gradient)", "pass", "advantages_that_are_not_finite"),
+    (PPO, "check_finite(**agent.state_dict())", "pass", "never_saved"),
+    (PPO, "if not math.isfinite(loss.item() + norm.item()):", "if False:", "never_followed"),
+    (PPO, "if [x.shape for x in arrays] != expected", "if False", "other_arrays"),
+    (PPO, 'options["wrappers"] = [of_one_form]', "pass", "environment_that_fails"),
     # REINFORCE: whole episodes, their mean, their weights
     (REINFORCE, ".sum() / args.num_envs", ".mean()", "mean_over_episodes"),
     (REINFORCE, "~episodes.dones & (termination", "(termination", "one_whole_episode"),
     (REINFORCE, "np.where(episodes.dones, 0.0, reward)", "reward", "one_whole_episode"),
     (REINFORCE, "batch.rewards_to_go if args", "batch.total_returns if args", "policy_gradient_with_either"),
-    (REINFORCE, "episodes.discounted_sum[:] = 0.0", "pass", "restart_with_each_episode"),
+    (
+        REINFORCE,
+        "self.discounted_sum = np.zeros(self.envs.num_envs)",
+        "self.discounted_sum = getattr(self, 'discounted_sum', np.zeros(self.envs.num_envs))",
+        "restart_with_each_episode",
+    ),
     (REINFORCE, "weights = standardized(weights)", "pass", "standardised_over_all"),
     # VPG: the step and the regression
     (VPG, "policy_loss = -(policy", "policy_loss = (policy", "policy_takes_one_step"),
@@ -134,7 +164,21 @@ def tests_fail(file: str, text: str, replacement: str, tests: str) -> bool:
         ignored = shutil.ignore_patterns(".git", ".venv", "runs", "build", "*.egg-info", ".*_cache", "*.so", "*.pyd")
         shutil.copytree(ROOT, copy, ignore=ignored)
         (copy / file).write_text((copy / file).read_text().replace(text, replacement))
-        command = [sys.executable, "-W", "ignore", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", tests]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            tests,
+        ]
         environment = {**os.environ, "PYTHONPATH": str(copy)}  # ahead of an installed gae_fast
         status = subprocess.run(command, cwd=copy, env=environment, capture_output=True).returncode
         assert status in (0, 1), f"pytest could not run: status {status}"  # 1: some test failed

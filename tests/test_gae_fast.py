@@ -254,18 +254,12 @@ def advantages_by_recursion(rewards, values, terminations, truncations, gamma, g
     return advantages
 
 
-answered = []
-
-
-@given(wild_calls())
-@settings(max_examples=1000)
-@pytest.mark.filterwarnings("ignore")
-def test_whatever_it_is_given_it_answers_rightly_or_refuses(call):
-    """The interpreter that survives this is the proof that nothing crashes."""
+def answers_rightly(call):
+    """Whether it answers, and as the definition does, rather than refuse."""
     try:
         advantages, returns = gae_fast.gae(*call)
     except (ValueError, TypeError):
-        return
+        return False
     rewards, values, terminations, truncations = (np.array(x).astype(float) for x in call[:4])
     with np.errstate(all="ignore"):
         expected = advantages_by_recursion(rewards, values, terminations, truncations, float(call[4]), float(call[5]))
@@ -274,11 +268,15 @@ def test_whatever_it_is_given_it_answers_rightly_or_refuses(call):
         no_values = np.zeros((len(rewards) + 1, *rewards.shape[1:]))
         expected = advantages_by_recursion(rewards, no_values, terminations, terminations, float(call[4]), 1.0)
         np.testing.assert_allclose(to_go, expected.astype(to_go.dtype), rtol=1e-6, atol=1e-300)
-    answered.append(call)
+    return True
 
 
-def test_it_answered_often_enough_for_that_to_mean_something():
-    assert len(answered) > 300
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_it_is_given_it_answers_rightly_or_refuses():
+    """The interpreter that survives this shows that nothing crashes; it answers often enough to mean something."""
+    answers = []
+    settings(max_examples=1000)(given(wild_calls())(lambda call: answers.append(answers_rightly(call))))()
+    assert 300 < sum(answers) < len(answers) - 100
 
 
 def resident_bytes():
@@ -311,10 +309,10 @@ def test_interpreted_it_answers_rightly_or_refuses_too(tmp_path):
     for name in ("test_gae_fast.py", "conftest.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
     code = "import gae_fast, pytest, sys; assert not gae_fast.COMPILED; sys.exit(pytest.main(sys.argv[1:]))"
-    tests = ["tests/test_gae_fast.py", "-q", "-p", "no:cacheprovider", "-k", "whatever_it_is or often_enough"]
+    tests = ["tests/test_gae_fast.py", "-q", "-p", "no:cacheprovider", "-k", "whatever_it_is"]
     command = [sys.executable, "-W", "ignore", "-c", code, *tests]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0 and "2 passed" in run.stdout, run.stdout + run.stderr
+    assert run.returncode == 0 and "1 passed" in run.stdout, run.stdout + run.stderr
 
 
 # -------------------------------------------- compiled and interpreted --------------------------------------------

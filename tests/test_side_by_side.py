@@ -154,7 +154,7 @@ def test_sections_stand_in_one_order():
     [
         ("episodes.count += int(dones.sum())", "episodes.count += dones.sum()", "record_episodes"),
         ('"""discount γ"""', '"""the discount"""', "Args.gamma"),
-        ("x >= 1]", "x > 0]", "Count"),
+        ("1 <= x < 2**31]", "0 < x < 2**31]", "Count"),
         ("# What a number may be", "# What a number might be", "Seed"),
         ("import json\n", "import json as json\n", None),
         ("# an environment may write", "# environments may write", "rollout"),

@@ -370,8 +370,8 @@ def test_theorem_1_for_the_batch_at_every_new_policy(world, clip_coef):
     expected = 0
     for i, (old_log_prob, one) in enumerate(zip(batch.log_probs.tolist(), batch.advantages.tolist())):
         ratio = density(agent, batch.obs[i], batch.actions[i]).item() / math.exp(old_log_prob)
-        if min(abs(ratio - 1 + clip_coef), abs(ratio - 1 - clip_coef)) < 1e-9:
-            return  # where rounding decides between two sets; at θ_k with ε = 0 that is everywhere
+        if min(abs(ratio - 1 + clip_coef), abs(ratio - 1 - clip_coef)) < 1e-9 or ratio < 1e-300:
+            return  # where rounding decides between two sets (at θ_k with ε = 0 everywhere), or the density underflows
         expected = expected + gradient_of_the_definition(world, i, ratio, one, clip_coef) / len(batch.obs)
     options = {"norm_adv": False, "clip_coef": clip_coef}
     for form in FORMS:

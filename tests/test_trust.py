@@ -155,6 +155,15 @@ def test_episodes_are_cut_where_a_resumed_run_would_repeat_too_much(script, monk
 
 
 @each_script
+def test_config_is_enough_to_repeat_a_run(script):
+    script.train(arguments(script, env="Pendulum-v1", run_dir="run", seed=5, gamma=0.9, **NORMS))
+    config = json.loads(Path("run/config.json").read_text())
+    again = {field.name: config[field.name] for field in dataclasses.fields(script.Args)}
+    script.train(script.Args(**{**again, "run_dir": "again"}))
+    assert_same("run", "again")
+
+
+@each_script
 def test_checkpoints_leave_no_trace_in_the_training(script):
     for checkpoints in (1, 3, 1000):
         script.train(arguments(script, run_dir=f"{checkpoints}", checkpoints=checkpoints))
@@ -371,7 +380,8 @@ def test_ctrl_c_leaves_a_run_to_resume(mode):
     os.killpg(process.pid, signal.SIGINT)
     said, complaint = process.communicate(timeout=60)
     assert process.returncode == 130 and said == "" and complaint.count("\n") == 1, complaint
-    assert complaint.startswith("ppo_clip.py: iteration ") and "--resume run goes on" in complaint
+    assert complaint.startswith("ppo_clip.py: iteration ")
+    assert complaint.endswith("; to go on: python ppo_clip.py --resume run\n")
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
     assert SCRIPTS["ppo_clip"].load_checkpoint("run")["progress"]["global_step"] > 0
