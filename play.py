@@ -83,9 +83,7 @@ def check_args(args: Args) -> None:
     if path.suffix not in (".mp4", ".gif") or path.is_dir() or not os.access(path.parent, os.W_OK):
         raise ArgumentError(f"--video: expected a file .mp4 or .gif in a folder to write to, got {args.video!r}")
     if not importlib.util.find_spec("imageio") or not importlib.util.find_spec("imageio_ffmpeg"):
-        raise ArgumentError(
-            '--video: expected pip install "imageio[ffmpeg]", found none'
-        )
+        raise ArgumentError('--video: expected imageio[ffmpeg] installed (pip install "imageio[ffmpeg]"), found none')
 
 
 def script_of(folder: str) -> Any:
