@@ -201,9 +201,9 @@ def test_run_without_an_episode_is_reported():
 def test_ctrl_c_ends_it_and_its_runs_in_one_line(tmp_path):
     """SIGINT to the whole group, as a terminal sends it."""
     command = [sys.executable, ROOT / "compare.py", "--runs", "vpg", "--jobs", "2", "--quiet"]
-    process = subprocess.Popen(
-        [*command, "--out", tmp_path / "out"], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  what runs behind & ignores it
+    pipe = {"stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*command, "--out", tmp_path / "out"], **pipe, start_new_session=True, preexec_fn=heed)
     while not list(tmp_path.glob("out/*/metrics.csv")):
         assert process.poll() is None
         time.sleep(0.05)

@@ -373,7 +373,8 @@ def test_ctrl_c_leaves_a_run_to_resume(mode):
     options = ["--num-envs", "4", "--vectorization-mode", mode, "--checkpoints", "100", "--quiet", "--run-dir", "run"]
     command = [sys.executable, "-W", "ignore", ROOT / "ppo_clip.py", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, **pipes, start_new_session=True)
+    heed = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731  what runs behind & ignores it
+    process = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=heed)
     while not Path("run/metrics.csv").exists() or Path("run/metrics.csv").stat().st_size < 5000:
         assert process.poll() is None
         time.sleep(0.01)
