@@ -90,6 +90,12 @@ MUTANTS = [
     (PPO, "check_finite(observations=obs, rewards=rewards)", "pass", "not_finite_stop"),
     (REINFORCE, "check_finite(observations=obs, rewards=rewards)", "pass", "not_finite_stop"),
     (TRPO, "check_finite(loss=old_surrogate, gradient=gradient)", "pass", "advantages_that_are_not_finite"),
+    (
+        TRPO,
+        "nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(parameters), parameters)",
+        "pass",
+        "lies_in_memory",
+    ),
     (PPO, "check_finite(**agent.state_dict())", "pass", "never_saved"),
     (PPO, "if not math.isfinite(loss.item() + norm.item()):", "if False:", "never_followed"),
     (PPO, "if [x.shape for x in arrays] != expected", "if False", "other_arrays"),

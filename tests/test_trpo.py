@@ -159,6 +159,19 @@ def test_advantages_that_are_not_finite_stop_the_run_and_leave_every_bit_alone()
     assert all(torch.equal(x, before[name]) for name, x in policy_of(agent).items())
 
 
+@each_kind
+def test_policy_lies_in_memory_from_the_start_as_an_update_leaves_it(action_space):
+    """Else the first update, and the first of a resumed run, would round in another order than the others."""
+    agent, batch = make_batch(action_space)
+    args = Args(norm_adv=False, num_minibatches=1)
+    layouts, optimizers = [], make_optimizers(agent, args)
+    for _ in range(2):
+        layouts.append([parameter.storage_offset() for parameter in policy_of(agent).values()])
+        assert len({parameter.untyped_storage().data_ptr() for parameter in policy_of(agent).values()}) == 1
+        metrics = update(agent, optimizers, batch, args)
+    assert metrics["accepted"] and layouts[0] == layouts[1] and len(set(layouts[0])) == len(layouts[0])
+
+
 def test_step_that_overshoots_is_refused_although_it_is_in_the_ball():
     """With a wide ball the first step has a KL of 88 out of 100, and a worse surrogate."""
     agent, batch = make_batch(DISCRETE, size=20)
