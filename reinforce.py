@@ -135,10 +135,10 @@ def check_args(args: Args) -> None:
         expected, is_valid = getattr(field.type, "__metadata__", anything_else)
         if not is_valid(value):
             raise ArgumentError(f"--{field.name.replace('_', '-')}: expected {expected}, got {value!r}")
-    run_dir = Path(args.run_dir or "runs")
-    is_taken = args.run_dir == "" or run_dir.is_file() or (run_dir.is_dir() and os.listdir(run_dir))
-    if args.run_dir is not None and args.resume is None and is_taken:
-        raise ArgumentError(f"--run-dir: expected a new or empty folder, got {args.run_dir!r}")
+    if args.run_dir is not None and args.resume is None:
+        run_dir = Path(args.run_dir)
+        if args.run_dir == "" or run_dir.is_file() or (run_dir.is_dir() and os.listdir(run_dir)):
+            raise ArgumentError(f"--run-dir: expected a new or empty folder, got {args.run_dir!r}")
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise ArgumentError("--tensorboard: expected the package tensorboard to be installed, found none")
     check_update_args(args)

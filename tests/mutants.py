@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PPO, GAE, INIT = "ppo_clip.py", "gae_fast/recursions.py", "gae_fast/__init__.py"
-REINFORCE, VPG, TRPO, PPO_KL, COMPARE = "reinforce.py", "vpg.py", "trpo.py", "ppo_kl.py", "compare.py"
+REINFORCE, VPG, TRPO, PPO_KL = "reinforce.py", "vpg.py", "trpo.py", "ppo_kl.py"
+COMPARE, PLAY = "compare.py", "play.py"
 MIN = "torch.where(advantages < 0, ratio.clamp(min=1 - clip_coef), ratio.clamp(max=1 + clip_coef)) * advantages"
 EPOCH = "    for _ in range(args.update_epochs):\n        samples = []\n"
 ALL_EPOCHS = "    samples = []\n    for _ in range(args.update_epochs):\n"
@@ -87,6 +88,7 @@ MUTANTS = [
     (PPO, 'with open(new, "wb") as file:', 'with open(path, "wb") as file:', "cannot_grow or full_disk"),
     (PPO, "sys.exit(130)", "sys.exit(1)", "ctrl_c"),
     # numbers and environments gone wrong
+    (PPO, 'getattr(envs.unwrapped, "processes", [])', "[]", "process_that_dies or environment_that_fails"),
     (PPO, "check_finite(observations=obs, rewards=rewards)", "pass", "not_finite_stop"),
     (REINFORCE, "check_finite(observations=obs, rewards=rewards)", "pass", "not_finite_stop"),
     (TRPO, "check_finite(loss=old_surrogate, gradient=gradient)", "pass", "advantages_that_are_not_finite"),
@@ -156,6 +158,12 @@ MUTANTS = [
     (PPO_KL, "-ratio.detach(), 0.0)", "-ratio, 0.0)", "coefficient_of_each"),
     (PPO_KL, "kill, -ratio.detach()", "~kill, -ratio.detach()", "coefficient_of_each"),
     (PPO_KL, "penalty = -beta_log_probs", "penalty = beta_log_probs", "theorem_1_for_the_batch"),
+    # play.py
+    (PLAY, "policy.sample() if args.stochastic else policy.mode", "policy.sample()", "returns_and_lengths"),
+    (PLAY, "policy.sample() if args.stochastic else policy.mode", "policy.mode", "one_seed"),
+    (PLAY, "seed=args.seed if episode == 0 else None", "seed=args.seed", "one_seed"),
+    (PLAY, "if video and episode == 0:", "if video:", "video_is_one"),
+    (PLAY, "if kind is None:", "if True:", "fails_leaves_no_file"),
     # compare.py
     (COMPARE, 'side="right"', 'side="left"', "curves_hold"),
     (COMPARE, "trim_mean(values, 0.25", "trim_mean(values, 0.1", "interquartile_mean"),

@@ -51,10 +51,9 @@ def test_plays_what_any_script_trained(script, env, actions, capsys, monkeypatch
 def test_returns_and_lengths_are_the_environments(capsys):
     """Beside a loop of its own over a single environment, with the weights read anew."""
     script = SCRIPTS["ppo_clip"]
-    args = arguments(script, env="Acrobot-v1", run_dir="run", norm_obs=True, total_timesteps=3000)
-    script.train(args)
+    script.train(arguments(script, vectorization_mode="sync", run_dir="run", norm_obs=True, total_timesteps=3000))
     returns, lengths = play.play(play.Args("run", episodes=3, seed=5))
-    env = gymnasium.make("Acrobot-v1")
+    env = gymnasium.make("CartPole-v1")
     agent = script.Agent(env.observation_space, env.action_space, norm_obs=True)
     agent.load_state_dict(torch.load("run/checkpoint.pt", weights_only=True)["agent"])
     expected = []
@@ -67,7 +66,7 @@ def test_returns_and_lengths_are_the_environments(capsys):
             rewards.append(reward)
             over = terminated or truncated
         expected.append((sum(rewards), len(rewards)))
-    assert list(zip(returns, lengths)) == expected
+    assert list(zip(returns, lengths)) == expected and len(set(lengths)) > 1
     said = capsys.readouterr().out
     assert f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}, length {np.mean(lengths):.1f} ± " in said
 
@@ -78,6 +77,7 @@ def test_one_seed_gives_the_same_episodes_and_another_gives_others():
     for stochastic in (False, True):
         first, again, other = (play.play(play.Args("run", 3, seed, stochastic=stochastic)) for seed in (1, 1, 2))
         assert first == again != other and len(set(first[0])) == 3
+    assert play.play(play.Args("run", 3)) != play.play(play.Args("run", 3, stochastic=True))
     assert play.play(play.Args("run", 3)) == play.play(play.Args("run", 3, deterministic=True))
 
 
@@ -106,6 +106,19 @@ def test_video_is_one_of_the_first_episode(name, env, capsys, monkeypatch):
     assert frames[0].shape[:2] == single.render().shape[:2]
     assert (frames[0].astype(int) != frames[-1]).mean() > 0.001
     assert sorted(os.listdir()) == [name, "run"]
+
+
+@pytest.mark.parametrize("name", ["film.mp4", "film.gif"])
+def test_video_of_an_episode_that_fails_leaves_no_file(name, monkeypatch):
+    script = SCRIPTS["vpg"]
+    script.train(arguments(script, run_dir="run"))
+    Path(name).write_bytes(b"the one before")
+    checks = iter([None, None])
+    monkeypatch.setattr(script, "check_finite", lambda **_: next(checks, 1) and 1 / 0)
+    monkeypatch.setattr(script, "load_checkpoint", lambda folder: torch.load(f"{folder}/checkpoint.pt"))
+    with pytest.raises(ZeroDivisionError):
+        play.play(play.Args("run", video=name))
+    assert sorted(os.listdir()) == [name, "run"] and Path(name).read_bytes() == b"the one before"
 
 
 def test_window_opens():
