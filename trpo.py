@@ -21,6 +21,7 @@ import csv
 import dataclasses
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
@@ -39,6 +40,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import gymnasium
 import numpy as np
 import torch
+import torch.distributed as dist
 import tqdm
 import tyro
 from gymnasium.spaces import Box, Discrete
@@ -76,9 +78,9 @@ class Args:
     seed: Seed = 1
     """seed of all that is random: environments, networks, sampling, shuffling"""
     total_timesteps: Total = 200_000
-    """environment steps to train for; the rollout that reaches them is the last"""
+    """environment steps to train for, those of all ranks; the rollout that reaches them is the last"""
     num_envs: Count = 32
-    """environments stepped side by side"""
+    """environments stepped side by side, by each rank if torchrun starts several"""
     num_steps: Steps = 128
     """steps of each environment in a rollout; 1 would not do, as it may only reset"""
     vectorization_mode: Mode = None
@@ -98,7 +100,8 @@ class Args:
     run_dir: str | None = None
     """folder to write, new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>"""
     resume: str | None = None
-    """folder of a run that was stopped, to go on with from its last checkpoint, with its own arguments"""
+    """folder of a run that was stopped, to go on with from its last checkpoint, with its own arguments; if
+    --run-dir names it too and there is none yet, the run begins"""
     checkpoints: Count = 10
     """checkpoints of the run; they leave no trace in its training"""
     tensorboard: bool = False
@@ -134,6 +137,10 @@ class RunError(RuntimeError):
     """A run cannot go on; the message says where, why, and what is left of it."""
 
 
+class LostRank(RunError):
+    """Another process of the run has stopped; it says why itself, if it can."""
+
+
 def parse_args(default: Args) -> Args:
     """Read the command line. Raises ArgumentError with the first words of the box that tyro draws for a bad one."""
     try:
@@ -161,6 +168,116 @@ def check_args(args: Args) -> None:
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise ArgumentError("--tensorboard: expected the package tensorboard to be installed, found none")
     check_update_args(args)
+
+
+# ------------------------------------------------------- ranks -------------------------------------------------------
+#
+# torchrun starts several processes, the ranks. Each steps environments of its own, and all train one agent, as one
+# process with all the environments would. Here they meet: each must call these functions, and all in the same order.
+# Without torchrun there is one rank, and they do nothing.
+
+
+@contextlib.contextmanager
+def joined_ranks() -> Iterator[None]:
+    """Join the other ranks if torchrun has started this process, and leave them at the end."""
+    if dist.is_initialized() or not dist.is_torchelastic_launched():
+        yield
+        return
+    store, own_rank, world_size = next(dist.rendezvous("env://"))
+    # torchrun's store outlives a restart, and with it the addresses that the ranks before have left there.
+    store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+    # gloo for tensors on CPUs, nccl for those on GPUs
+    dist.init_process_group(store=store, rank=own_rank, world_size=world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def num_ranks() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def meet(operation: Callable[..., Any], *args: Any) -> None:
+    """Call one of torch.distributed's operations. Raises LostRank if another rank has stopped."""
+    try:
+        operation(*args)
+    except RuntimeError as error:
+        said = re.sub(r"^\[\S+\] ", "", str(error).split("\n")[0]).split(". ")[0]  # without the place in gloo's source
+        raise LostRank(f"another rank has stopped: {said}") from None
+
+
+def of_rank_0(x: Any) -> Any:
+    """The x of rank 0."""
+    xs = [x]
+    if num_ranks() > 1:
+        meet(dist.broadcast_object_list, xs)
+    return xs[0]
+
+
+def of_all_ranks(x: Any) -> list[Any]:
+    """The x of each rank."""
+    xs = [x] * num_ranks()
+    if num_ranks() > 1:
+        meet(dist.all_gather_object, xs, x)
+    return xs
+
+
+@contextlib.contextmanager
+def agreeing() -> Iterator[None]:
+    """Raise on all ranks the ArgumentError, or SystemExit of --help, that is raised herein on one."""
+    raised = None
+    try:
+        yield
+    except (ArgumentError, SystemExit) as error:
+        raised = error
+    for error in of_all_ranks(raised):
+        if error is not None:
+            raise error
+
+
+def add_up(x: Tensor) -> Tensor:
+    """Add up a tensor over the ranks, in place, and return it."""
+    if num_ranks() > 1 and x.is_cuda:
+        meet(dist.all_reduce, x)
+    elif num_ranks() > 1:
+        # Messages this small cost their hops, of which gloo's all_reduce makes many: each rank sends x to all at once.
+        xs = x.new_empty(num_ranks(), *x.shape)
+        meet(dist.all_to_all_single, xs, x.expand_as(xs).contiguous())
+        torch.sum(xs, dim=0, out=x)
+    return x
+
+
+def average(vector: Tensor, num_samples: int) -> None:
+    """Make a vector that is each rank's mean over samples of its own the mean over all ranks' samples, in place."""
+    if num_ranks() > 1:
+        message = torch.cat([vector * num_samples, vector.new_tensor([num_samples])])
+        add_up(message)
+        torch.div(message[:-1], message[-1], out=vector)
+
+
+def means(*xs: Tensor) -> Tensor:
+    """The means of several x, each of shape (B,), over all ranks."""
+    vector = torch.stack([x.detach().mean() for x in xs])
+    average(vector, len(xs[0]))
+    return vector
+
+
+def pooled(var: Tensor, mean: Tensor, num_rows: Any) -> tuple[Tensor, Tensor, Any]:
+    """The variance, mean and number of all ranks' rows, given those of each rank's own."""
+    if num_ranks() > 1:
+        n = torch.as_tensor(num_rows, dtype=torch.float64, device=mean.device)
+        own = [n, n * mean, n * (var + mean.double().square())]  # in float64, which has digits to spare
+        message = torch.cat([x.flatten() for x in own])
+        add_up(message)
+        n, total, squares = (part.view_as(x) for part, x in zip(message.split([x.numel() for x in own]), own))
+        var = (squares / n - (total / n).square()).clamp(min=0).to(mean.dtype)
+        mean, num_rows = (total / n).to(mean.dtype), n.long()
+    return var, mean, num_rows
 
 
 # ------------------------------------------------------ make_envs -----------------------------------------------------
@@ -239,9 +356,9 @@ class RunningStatistics(nn.Module):
 
     def update(self, rows: Tensor) -> None:
         """Take in rows of shape (B, *shape), B ≥ 1. Chan et al. 1979: the moments of two samples joined."""
-        var, mean = torch.var_mean(rows, dim=0, correction=0)
-        self.count += len(rows)
-        share = len(rows) / self.count
+        var, mean, num_rows = pooled(*torch.var_mean(rows, dim=0, correction=0), len(rows))
+        self.count += num_rows
+        share = num_rows / self.count
         delta = mean - self.mean
         self.mean += share * delta
         self.var = (1 - share) * self.var + share * (var + (1 - share) * delta.square())
@@ -333,13 +450,15 @@ class Adam:
         moments = {"first_moment": torch.zeros_like(self.vector), "second_moment": torch.zeros_like(self.vector)}
         self.state = {"step": torch.zeros((), device=self.vector.device), **moments}
 
-    def minimize(self, loss: Tensor, max_grad_norm: float = math.inf) -> None:
+    def minimize(self, loss: Tensor, num_samples: int, max_grad_norm: float = math.inf) -> None:
         """Take one step down the gradient of the loss, scaled down to max_grad_norm where it is longer.
 
-        Raises RunError, before the step, if the loss or the gradient is not finite.
+        The loss is a mean over num_samples; over those of all ranks, where there are several. Raises RunError, before
+        the step, if the loss or the gradient is not finite.
         """
         self.grad.zero_()
         loss.backward()
+        average(self.grad, num_samples)
         norm = self.grad.norm()
         if not math.isfinite(loss.item() + norm.item()):
             check_finite(loss=loss, gradient=self.grad, gradient_norm=norm)
@@ -396,7 +515,8 @@ class Episodes:
 
     def begin_anew(self, key: int) -> None:
         """Reset the environments, with a seed that the key gives; what was under way is cut."""
-        (self.obs,) = arrays_of(self.envs, "reset", seed=seeds_of(self.seed, key)[0])
+        first_seed = seeds_of(self.seed, key)[0] + rank() * self.envs.num_envs
+        (self.obs,) = arrays_of(self.envs, "reset", seed=first_seed)
         self.dones = np.zeros(self.envs.num_envs, bool)
         self.running_return = np.zeros(self.envs.num_envs)  # so far, undiscounted, as the environment pays it
         self.running_length = np.zeros(self.envs.num_envs, int)
@@ -411,8 +531,8 @@ class Episodes:
         if len(self.actions) > self.most_repeated:
             self.begin_anew(iteration)
         _, action_seed, torch_seed = seeds_of(self.seed, iteration)
-        self.action_rng = np.random.default_rng(action_seed)
-        torch.default_generator.manual_seed(torch_seed)  # torch.manual_seed takes 100 times as long
+        self.action_rng = np.random.default_rng(action_seed + rank())
+        torch.default_generator.manual_seed(torch_seed + rank())  # torch.manual_seed takes 100 times as long
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -425,8 +545,11 @@ class Episodes:
         for actions in state["actions"].numpy():
             self.obs, *_ = arrays_of(self.envs, "step", actions.copy())
         # REINFORCE has no actions to take again: its rollouts begin with a reset.
-        if len(state["actions"]) and not np.array_equal(np.asarray(self.obs, np.float32), state["obs"].numpy()):
-            print("--resume: the environments do not repeat themselves, so they begin new episodes", file=sys.stderr)
+        is_same = not len(state["actions"]) or np.array_equal(np.asarray(self.obs, np.float32), state["obs"].numpy())
+        if not all(of_all_ranks(is_same)):
+            if rank() == 0:
+                said = "the environments do not repeat themselves, so they begin new episodes"
+                print(f"--resume: {said}", file=sys.stderr)
             self.begin_anew(self.count)
         else:
             for name in self.ARRAYS:
@@ -435,7 +558,10 @@ class Episodes:
 
 
 def seeds_of(seed: int, key: int) -> list[int]:
-    """Seeds for the environments, the actions and torch. Hashed, since environment n is given the first plus n."""
+    """Seeds for the environments, the actions and torch. Hashed, since environment n is given the first plus n.
+
+    So are the seeds of a rank made of those of rank 0: its environments count on from the last of the rank before.
+    """
     return np.random.SeedSequence(seed, spawn_key=(key,)).generate_state(3).tolist()
 
 
@@ -533,16 +659,19 @@ def rollout(envs: VectorEnv, agent: Agent, episodes: Episodes, args: Args) -> Ba
 
 
 def record_episodes(episodes: Episodes, rewards: np.ndarray, dones: np.ndarray, is_step: np.ndarray) -> None:
-    """Add the rewards (T, N) to the episodes under way, and note the return and length of those that end."""
+    """Add the rewards (T, N) to the episodes under way; note the return and length of those that end, on all ranks."""
     returns = episodes.running_return + rewards.cumsum(axis=0)
     lengths = episodes.running_length + is_step.cumsum(axis=0)
+    ended = []
     for t, n in np.argwhere(dones):
-        episodes.recent_returns.append(float(returns[t, n]))
-        episodes.recent_lengths.append(int(lengths[t, n]))
+        ended.append((int(t), float(returns[t, n]), int(lengths[t, n])))
         returns[t:, n] -= returns[t, n]
         lengths[t:, n] -= lengths[t, n]
-    episodes.count += int(dones.sum())
     episodes.running_return, episodes.running_length = returns[-1], lengths[-1]
+    for _, episodic_return, length in sorted(itertools.chain(*of_all_ranks(ended)), key=lambda episode: episode[0]):
+        episodes.recent_returns.append(episodic_return)
+        episodes.recent_lengths.append(length)
+        episodes.count += 1
 
 
 def normalize_rewards(
@@ -585,10 +714,11 @@ def policy_parameters(agent: Agent) -> list[nn.Parameter]:
 def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) -> dict[str, float]:
     """Take the step of TRPO on one rollout, then fit the critic to its returns; return the metrics. Appendix C."""
     parameters = policy_parameters(agent)
-    advantages = standardized(batch.advantages) if args.norm_adv else batch.advantages
+    advantages = standardized(batch.advantages)[0] if args.norm_adv else batch.advantages
     policy = agent.policy(batch.obs)
     old_surrogate = surrogate(policy, batch, advantages)
-    gradient = flat_gradient(old_surrogate, parameters, retain_graph=True)  # g
+    gradient = flat_gradient(old_surrogate.mean(), parameters, retain_graph=True)  # g
+    average(gradient, len(old_surrogate))
     check_finite(loss=old_surrogate, gradient=gradient)
     product = fisher_vector_product(policy, parameters, args.cg_damping)  # v ↦ (H + damping I) v
     direction = conjugate_gradients(product, gradient, args.cg_iters)  # x ≈ H⁻¹g
@@ -599,8 +729,9 @@ def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) 
         nn.utils.vector_to_parameters(old_parameters + args.line_search_decay**attempt * full_step, parameters)
         with torch.no_grad():
             new_policy = agent.policy(batch.obs)
-            improvement = (surrogate(new_policy, batch, advantages) - old_surrogate).item()
-            kl = kl_divergence(policy, new_policy).mean().item()
+            new_surrogate = surrogate(new_policy, batch, advantages)
+        new_mean, old_mean, kl = means(new_surrogate, old_surrogate, kl_divergence(policy, new_policy))
+        improvement, kl = (new_mean - old_mean).item(), kl.item()
         accepted = improvement > 0 and kl <= args.target_kl  # False for NaN, too: a gradient of 0 has no direction
         if accepted:
             break
@@ -610,11 +741,13 @@ def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) 
     value_loss = fit_critic(agent, optimizers["critic"], batch, args)
 
     log_ratio = new_policy.log_prob(batch.actions) - batch.log_probs
+    k3 = log_ratio.exp() - 1 - log_ratio  # of joschu.net/blog/kl-approx.html
+    policy_loss, entropy, approx_kl = means(-old_surrogate, policy.entropy(), k3).tolist()
     return {
-        "policy_loss": -old_surrogate.item(),
+        "policy_loss": policy_loss,
         "value_loss": value_loss,
-        "entropy": policy.entropy().mean().item(),
-        "approx_kl": (log_ratio.exp() - 1 - log_ratio).mean().item(),  # k3 of joschu.net/blog/kl-approx.html
+        "entropy": entropy,
+        "approx_kl": approx_kl,
         "kl": kl,
         "surrogate_improvement": improvement,
         "line_search_steps": attempt + 1,
@@ -624,9 +757,8 @@ def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) 
 
 
 def surrogate(policy: Distribution, batch: Batch, advantages: Tensor) -> Tensor:
-    """L(θ) = E_t[ r_t(θ) Â_t ]. Schulman et al. 2015, eq. 14, with Â in the place of Q."""
-    ratio = (policy.log_prob(batch.actions) - batch.log_probs).exp()
-    return (ratio * advantages).mean()
+    """r_t(θ) Â_t of each step, (B,), whose mean is L(θ). Schulman et al. 2015, eq. 14, with Â in the place of Q."""
+    return (policy.log_prob(batch.actions) - batch.log_probs).exp() * advantages
 
 
 def flat_gradient(scalar: Tensor, parameters: list[nn.Parameter], **options: bool) -> Tensor:
@@ -649,7 +781,9 @@ def fisher_vector_product(
     def product(vector: Tensor) -> Tensor:
         (jacobian_vector,) = torch.autograd.grad(transposed_product @ vector, u, retain_graph=True)  # ∂(vᵀJᵀu)/∂u = J v
         weighted_mean = (jacobian_vector * y).sum() / len(y)  # whose gradient is E_t[Jᵀ(J v)]
-        return flat_gradient(weighted_mean, parameters, retain_graph=True) + damping * vector
+        fisher_vector = flat_gradient(weighted_mean, parameters, retain_graph=True)
+        average(fisher_vector, len(y))
+        return fisher_vector + damping * vector
 
     return product
 
@@ -688,9 +822,11 @@ def fit_critic(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> float
         losses = []
         for minibatch in shuffled(batch, args.num_minibatches):
             value_loss = 0.5 * nn.functional.mse_loss(agent.value(minibatch.obs), minibatch.returns)
-            optimizer.minimize(value_loss)
+            optimizer.minimize(value_loss, len(minibatch.obs))
             losses.append(value_loss.detach())
-    return torch.stack(losses).mean().item()
+    value_loss = torch.stack(losses).mean(dim=0, keepdim=True)
+    average(value_loss, len(batch.obs))
+    return value_loss.item()
 
 
 @register_kl(Categorical, Categorical)
@@ -698,14 +834,21 @@ def kl_of_categoricals(p: Categorical, q: Categorical) -> Tensor:
     return (p.logits.exp() * (p.logits - q.logits)).sum(dim=-1)
 
 
-def standardized(x: Tensor) -> Tensor:
-    std, mean = torch.std_mean(x, correction=0)
-    return (x - mean) / (std + 1e-8)
+def standardized(*xs: Tensor) -> list[Tensor]:
+    """Each x, of shape (B,), less its mean and over its standard deviation, which are those of all ranks' rows."""
+    std, mean = zip(*[torch.std_mean(x, correction=0) for x in xs])
+    if num_ranks() > 1:
+        var, mean, _ = pooled(torch.stack(std).square(), torch.stack(mean), [len(x) for x in xs])
+        std = var.sqrt()
+    return [(x - m) / (s + 1e-8) for x, m, s in zip(xs, mean, std)]
 
 
 def explained_variance(batch: Batch) -> float:
     """1 − Var(R̂ − V) / Var(R̂): 1 for a perfect critic, 0 for a constant one; NaN or −inf where all R̂ are equal."""
-    return (1 - (batch.returns - batch.values).var(correction=0) / batch.returns.var(correction=0)).item()
+    residuals, returns = batch.returns - batch.values, batch.returns
+    var = torch.stack([residuals.var(correction=0), returns.var(correction=0)])
+    var, _, _ = pooled(var, torch.stack([residuals.mean(), returns.mean()]), len(returns))
+    return (1 - var[0] / var[1]).item()
 
 
 # -------------------------------------------------------- train -------------------------------------------------------
@@ -721,36 +864,39 @@ class Progress:
     metrics_size: int = 0  # bytes of metrics.csv at the last checkpoint
 
 
+@joined_ranks()
 def train(args: Args) -> list[dict[str, Any]]:
     """Train an agent, write the run's folder, and return the rows of its metrics.csv.
 
-    train(saved_args("runs/NAME")) goes on with a run that was stopped. Seeds torch's global generator and limits torch
-    to one thread. Raises ArgumentError, before anything is written, for an argument that cannot be used, and RunError
-    for what stops the run.
+    train(saved_args("runs/NAME")) goes on with a run that was stopped. Under torchrun rank 0's args hold for all, and
+    only rank 0 writes and prints. Seeds torch's global generator and limits torch to one thread. Raises ArgumentError,
+    before anything is written, for an argument that cannot be used, and RunError for what stops the run.
     """
-    check_args(args)
-    checkpoint, run_dir = None, Path(args.resume or "")
-    if args.resume is not None:
-        checkpoint = load_checkpoint(args.resume)
-        args = resumed_args(args, checkpoint)
-        if checkpoint["progress"]["global_step"] >= args.total_timesteps:
+    args, checkpoint, run_dir = of_rank_0(begin(args))
+    if checkpoint and checkpoint["progress"]["global_step"] >= args.total_timesteps:
+        if rank() == 0:
             print(f"{run_dir} is complete, with {checkpoint['progress']['global_step']:,} steps")
-            return read_rows(run_dir)
-    device = find_device(args.device)
-    args = dataclasses.replace(args, device=str(device))
+        return of_rank_0(read_rows(run_dir) if rank() == 0 else None)
     torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
     torch.manual_seed(args.seed)
     with contextlib.ExitStack() as stack:
-        envs = stack.enter_context(closing(make_envs(args)))
-        agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs).to(device)
-        optimizers = make_optimizers(agent, args)
-        if checkpoint:
-            episodes, progress = restore(checkpoint, envs, agent, optimizers)
-        else:
-            episodes, progress, run_dir = Episodes(envs, args.seed), Progress(), make_run_dir(args)
+        with agreeing():
+            device = find_device(args.device)
+            envs = stack.enter_context(closing(make_envs(args)))
+        agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
+        agent.load_state_dict(of_rank_0(agent.state_dict()))  # equal seeds need not give equal bits on unlike machines
+        optimizers = make_optimizers(agent.to(device), args)
+        with agreeing():
+            if checkpoint:
+                episodes, progress = restore(checkpoint, envs, agent, optimizers)
+            else:
+                episodes, progress = Episodes(envs, args.seed), Progress()
+                run_dir = make_run_dir(args) if rank() == 0 else None
+        run_dir = of_rank_0(run_dir)
         stack.enter_context(saying_what_is_left(progress, run_dir))
-        save_config(run_dir, args)
-        log = stack.enter_context(contextlib.closing(Log(run_dir, args, progress)))
+        if rank() == 0:
+            save_config(run_dir, args)
+            log = stack.enter_context(contextlib.closing(Log(run_dir, args, progress)))
         save_checkpoint(run_dir, args, agent, optimizers, episodes, progress)
         start = time.perf_counter() - progress.wall_time
 
@@ -766,7 +912,7 @@ def train(args: Args) -> list[dict[str, Any]]:
 
             due_before = progress.global_step * args.checkpoints // args.total_timesteps
             progress.iteration += 1
-            progress.global_step += len(batch.obs)
+            progress.global_step += int(add_up(torch.tensor(len(batch.obs), device=device)))
             progress.wall_time = time.perf_counter() - start
             returns, lengths = episodes.recent_returns, episodes.recent_lengths
             row = {
@@ -779,23 +925,42 @@ def train(args: Args) -> list[dict[str, Any]]:
                 **metrics,
                 "learning_rate": learning_rate,
             }
-            log.write(row)
+            if rank() == 0:
+                log.write(row)
             if progress.global_step * args.checkpoints // args.total_timesteps > due_before:
-                progress.metrics_size = log.sync()
+                progress.metrics_size = log.sync() if rank() == 0 else 0
                 save_checkpoint(run_dir, args, agent, optimizers, episodes, progress)
 
-    if not args.quiet:
+    if rank() == 0 and not args.quiet:
         returns = episodes.recent_returns
         outcome = f"return {np.mean(returns):.1f}, mean of {len(returns)} episodes" if returns else "no episode ended"
         print(f"{args.env}: {outcome}; {progress.global_step:,} steps in {progress.wall_time:.1f} s; {run_dir}")
-    return read_rows(run_dir)
+    return of_rank_0(read_rows(run_dir) if rank() == 0 else None)
+
+
+def begin(args: Args) -> tuple[Args, dict[str, Any] | None, Path]:
+    """Check the arguments and load the checkpoint to go on from, if any; on rank 0, for all.
+
+    Return the run's own arguments, the checkpoint, and the folder to resume. Raises ArgumentError.
+    """
+    checkpoint, run_dir = None, Path(args.resume or "")
+    with agreeing():
+        if rank() == 0:
+            check_args(args)
+            if args.resume is not None:
+                checkpoint = load_checkpoint(args.resume)
+                args = resumed_args(args, checkpoint)
+            if args.device == "auto":
+                args = dataclasses.replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
+    return args, checkpoint, run_dir
 
 
 def find_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if num_ranks() > 1 and name == "cuda":  # a GPU for each rank
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
         torch.zeros(1, device=device).cpu()
         return device
     except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # torch raises all of these
@@ -828,9 +993,11 @@ def saying_what_is_left(progress: Progress, run_dir: Path) -> Iterator[None]:
         said = f"iteration {progress.iteration + 1}: {error if str(error) else type(error).__name__}"
         if (run_dir / "checkpoint.pt").exists():
             said += f"; the last good checkpoint is {run_dir / 'checkpoint.pt'}"
-            if error.__cause__ or not isinstance(error, RunError):  # any other would come again
-                said += f"; to go on: python {Path(__file__).name} --resume {run_dir}"
-        raise (KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunError)(said) from error.__cause__
+            if error.__cause__ or type(error) is not RunError:  # any other would come again
+                launcher = "python" if num_ranks() == 1 else "torchrun …"
+                said += f"; to go on: {launcher} {Path(__file__).name} --resume {run_dir}"
+        kind = type(error) if isinstance(error, (KeyboardInterrupt, RunError)) else RunError
+        raise kind(said) from error.__cause__
 
 
 def make_run_dir(args: Args) -> Path:
@@ -844,7 +1011,7 @@ def make_run_dir(args: Args) -> Path:
 
 
 def save_config(run_dir: Path, args: Args) -> None:
-    """Write config.json: the arguments, and the versions of what they run on."""
+    """Write config.json: the arguments, how many ranks have them, and the versions of what they run on."""
     versions = {
         "python": platform.python_version(),
         "numpy": np.__version__,
@@ -853,7 +1020,7 @@ def save_config(run_dir: Path, args: Args) -> None:
         "gae_fast": gae_fast.__version__,
         "gae_fast_compiled": gae_fast.COMPILED,
     }
-    config = {"algorithm": Path(__file__).stem, **dataclasses.asdict(args), **versions}
+    config = {"algorithm": Path(__file__).stem, **dataclasses.asdict(args), "ranks": num_ranks(), **versions}
     write_whole(run_dir / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -936,11 +1103,17 @@ def save_checkpoint(
 
     It needs no state of a generator, as Episodes.prepare seeds them all. Raises RunError for a number not finite.
     """
+    states = [episodes.state()] * num_ranks()
+    if num_ranks() > 1:
+        meet(dist.gather_object, states[0], states if rank() == 0 else None)
+    if rank() > 0:
+        return
     checkpoint = {
         "algorithm": Path(__file__).stem,
         "args": dataclasses.asdict(args),
         "progress": dataclasses.asdict(progress),
-        "episodes": episodes.state(),
+        "ranks": num_ranks(),
+        "episodes": states,
         "agent": agent.state_dict(),
         "optimizers": {name: optimizer.state for name, optimizer in optimizers.items()},
     }
@@ -986,6 +1159,9 @@ def saved_args(folder: str) -> Args:
 def resumed_args(args: Args, checkpoint: dict[str, Any]) -> Args:
     """The arguments of the checkpoint's run, with more steps if args say so. Raises ArgumentError for other changes."""
     saved = Args(**checkpoint["args"])
+    if checkpoint["ranks"] != num_ranks():
+        expected = f"a run of {num_ranks()} ranks, as there are now"
+        raise ArgumentError(f"--resume: expected {expected}, got one of {checkpoint['ranks']}")
     for name, old in dataclasses.asdict(saved).items():
         new = getattr(args, name)
         # A longer run begins as this one did, unless the learning rate is annealed over its length.
@@ -1005,7 +1181,7 @@ def restore(
         for name, optimizer in optimizers.items():
             for key, tensor in optimizer.state.items():
                 tensor.copy_(checkpoint["optimizers"][name][key].view_as(tensor))  # view_as refuses another size
-        episodes = Episodes(envs, checkpoint["args"]["seed"], checkpoint["episodes"])
+        episodes = Episodes(envs, checkpoint["args"]["seed"], checkpoint["episodes"][rank()])
     except RunError:
         raise
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -1014,15 +1190,36 @@ def restore(
     return episodes, Progress(**checkpoint["progress"])
 
 
+def command_line() -> Args:
+    """The arguments of the command line, with those of the run that it resumes as defaults. Raises ArgumentError."""
+    args = parse_args(Args())
+    if args.resume is None:
+        return args
+    if args.resume == args.run_dir and not Path(args.resume, "checkpoint.pt").exists():
+        return dataclasses.replace(args, resume=None)
+    return parse_args(saved_args(args.resume))  # so that an argument given here can be told from one left out
+
+
 if __name__ == "__main__":
-    try:
-        args = parse_args(Args())
-        # With the run's own arguments as defaults, so that one given here can be told from one left out.
-        train(parse_args(saved_args(args.resume)) if args.resume else args)
-    except KeyboardInterrupt as interrupt:
-        print(f"{Path(__file__).name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        sys.exit(130)
-    except (ArgumentError, RunError) as error:
-        if isinstance(error, RunError) and error.__cause__:
-            traceback.print_exception(error.__cause__)  # the environment's own
-        sys.exit(f"{Path(__file__).name}: {error}")
+    with joined_ranks():
+        program = Path(__file__).name
+        try:
+            with agreeing():
+                args = command_line() if rank() == 0 else Args()
+            train(args)
+        except KeyboardInterrupt as interrupt:
+            if rank() == 0:
+                print(f"{program}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+            sys.exit(130)
+        except ArgumentError as error:
+            if rank() == 0:
+                print(f"{program}: {error}", file=sys.stderr)
+            with contextlib.suppress(LostRank):
+                of_rank_0(None)  # waits for it to print, as torchrun stops all ranks when one ends
+            sys.exit(1)
+        except RunError as error:
+            if error.__cause__:
+                traceback.print_exception(error.__cause__)  # the environment's own
+            if rank() == 0 or not isinstance(error, LostRank):
+                print(f"{program}: " + f"rank {rank()}: " * (num_ranks() > 1) + str(error), file=sys.stderr)
+            sys.exit(1)

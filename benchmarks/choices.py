@@ -41,7 +41,7 @@ class TorchsAdam:
         self.parameters = list(parameters)
         self.optimizer = torch.optim.Adam(self.parameters, learning_rate, eps=1e-5, fused=True)
 
-    def minimize(self, loss, max_grad_norm):
+    def minimize(self, loss, num_samples, max_grad_norm):
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, max_grad_norm)

@@ -48,7 +48,8 @@ def fit_critic(batches, num_epochs):
     for epoch in range(num_epochs):
         optimizer.learning_rate = 1e-3 * (1 - epoch / num_epochs)
         for rows in torch.randperm(len(obs)).split(256):
-            optimizer.minimize((network(obs[rows]).squeeze(-1) - returns[rows] / scale).square().mean())
+            errors = network(obs[rows]).squeeze(-1) - returns[rows] / scale
+            optimizer.minimize(errors.square().mean(), len(errors))
     return lambda obs: network(obs).squeeze(-1).detach() * scale
 
 

@@ -227,7 +227,7 @@ def test_optimizer_is_torchs_adam_with_its_gradient_clipping():
     for step in range(10):
         x, y = torch.randn(20, 3), 0.2 * step * torch.randn(20, 2)
         optimizer.learning_rate = reference.param_groups[0]["lr"] = 0.01 / (step + 1)
-        optimizer.minimize((ours(x) - y).square().mean(), max_grad_norm=0.5)
+        optimizer.minimize((ours(x) - y).square().mean(), len(x), max_grad_norm=0.5)
         reference.zero_grad()
         (twin(x) - y).square().mean().backward()
         norms.append(torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5).item())

@@ -32,7 +32,7 @@ class Recorder:
     def __init__(self, agent):
         self.parameters = list(agent.parameters())
 
-    def minimize(self, loss):
+    def minimize(self, loss, num_samples):
         self.gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, self.parameters)])
 
 

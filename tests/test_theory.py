@@ -112,14 +112,14 @@ class Recorder:
     def __init__(self, agent):
         self.agent, self.gradients, self.state = agent, [], {"beta": torch.tensor(1.0, dtype=torch.float64)}
 
-    def minimize(self, loss, max_grad_norm=math.inf):
+    def minimize(self, loss, num_samples, max_grad_norm=math.inf):
         self.gradients.append(gradient(loss, self.agent))
 
 
 class GradientDescent(Recorder):
     """Takes an optimizer's place: one step down the gradient, of all parameters that have one, at rate 0.01."""
 
-    def minimize(self, loss, max_grad_norm=math.inf):
+    def minimize(self, loss, num_samples, max_grad_norm=math.inf):
         parameters = list(self.agent.parameters())
         with torch.no_grad():
             for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
@@ -248,7 +248,7 @@ def test_at_the_old_policy_all_objectives_have_the_vanilla_gradient(world, beta,
         advantages = (advantages - advantages.mean()) / advantages.square().mean().sub(advantages.mean() ** 2).sqrt()
     expected = sum(a * score for a, score in zip(advantages, scores(agent, batch))) / len(advantages)
     found = [gradient_in_update(vpg, agent, batch, norm_adv=norm_adv)]
-    found += [gradient(trpo.surrogate(agent.policy(batch.obs), batch, advantages), agent)]
+    found += [gradient(trpo.surrogate(agent.policy(batch.obs), batch, advantages).mean(), agent)]
     found += [gradient_in_update(ppo_clip, agent, batch, norm_adv=norm_adv, form=form) for form in FORMS]
     for penalty in ("adaptive", "fixed", "per-sample"):
         found += [gradient_in_update(ppo_kl, agent, batch, norm_adv=norm_adv, penalty=penalty, beta=beta)]

@@ -453,7 +453,7 @@ def test_gradient_that_is_not_finite_is_never_followed(script):
         parameters = [torch.nn.Parameter(torch.zeros(()) if quantity == "gradient" else torch.zeros(2))]
         optimizer = script.Adam(parameters, 0.1)
         with pytest.raises(script.RunError, match=f"NaN or infinity in {quantity}$"):
-            optimizer.minimize(loss(parameters[0]).sum())
+            optimizer.minimize(loss(parameters[0]).sum(), 1)
         assert (parameters[0] == 0).all() and optimizer.state["step"] == 0
 
 

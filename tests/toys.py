@@ -1,6 +1,7 @@
 """Small environments whose right answers are known; `--env toys:Drift-v0` imports this module."""
 
 import os
+import signal
 
 import gymnasium
 import numpy as np
@@ -266,3 +267,25 @@ class Restive(OneState):
 
 
 register("Restive", Restive, max_episode_steps=30)
+
+
+class OneRankFails(OneState):
+    """Episodes of 10 steps; at its 50th step it raises on rank 1, or kills rank 1 if there is no file `killed` yet."""
+
+    def __init__(self, fault):
+        super().__init__(terminate_after=10)
+        self.fault, self.all_steps = fault, 0
+
+    def step(self, action):
+        self.all_steps += 1
+        if self.all_steps == 50 and os.environ.get("RANK") == "1":
+            if self.fault == "raises":
+                raise ZeroDivisionError("the physics of rank 1")
+            if not os.path.exists("killed"):
+                open("killed", "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+register("OneRankRaises", OneRankFails, kwargs={"fault": "raises"})
+register("OneRankIsKilled", OneRankFails, kwargs={"fault": "killed"})
