@@ -260,13 +260,14 @@ def means(*xs: Tensor) -> Tensor:
 def pooled(var: Tensor, mean: Tensor, num_rows: Any) -> tuple[Tensor, Tensor, Any]:
     """The variance, mean and number of all ranks' rows, given those of each rank's own."""
     if num_ranks() > 1:
+        dtype, mean = mean.dtype, mean.double()  # in float64 the difference of squares below has digits to spare
         n = torch.as_tensor(num_rows, dtype=torch.float64, device=mean.device)
-        own = [n, n * mean, n * (var + mean.double().square())]  # in float64, which has digits to spare
-        message = torch.cat([x.flatten() for x in own])
-        add_up(message)
-        n, total, squares = (part.view_as(x) for part, x in zip(message.split([x.numel() for x in own]), own))
-        var = (squares / n - (total / n).square()).clamp(min=0).to(mean.dtype)
-        mean, num_rows = (total / n).to(mean.dtype), n.long()
+        sums = [n, n * mean, n * (var + mean.square())]
+        message = add_up(torch.cat([x.flatten() for x in sums]))
+        n, total, squares = (x.view_as(y) for x, y in zip(message.split([y.numel() for y in sums]), sums))
+        mean = total / n
+        var = (squares / n - mean.square()).clamp(min=0)
+        var, mean, num_rows = var.to(dtype), mean.to(dtype), n.long()
     return var, mean, num_rows
 
 
