@@ -12,6 +12,7 @@ with R̂_t, Sutton and Barto 2018, section 13.3. A discounted J asks for γ^t be
     python reinforce.py --env CartPole-v1
     python reinforce.py --env CartPole-v1 --no-reward-to-go --seed 2
     python reinforce.py --env InvertedPendulum-v5 --num-envs 8 --vectorization-mode async --norm-obs
+    torchrun --nproc-per-node 2 reinforce.py --env CartPole-v1 --num-envs 8
 """
 
 import contextlib
@@ -165,14 +166,32 @@ def joined_ranks() -> Iterator[None]:
         yield
         return
     store, own_rank, world_size = next(dist.rendezvous("env://"))
-    # torchrun's store outlives a restart, and with it the addresses that the ranks before have left there.
-    store = dist.PrefixStore(f"restart {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    # gloo for tensors on CPUs, nccl for those on GPUs
-    dist.init_process_group(store=store, rank=own_rank, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    store = part_of_this_start(store, own_rank, world_size)
+    dist.init_process_group(store=store, rank=own_rank, world_size=world_size)  # gloo on CPUs, nccl on GPUs
+    yield
+    dist.destroy_process_group()  # not after an error: it might wait for a rank that has gone
+
+
+def part_of_this_start(store: dist.Store, own_rank: int, world_size: int) -> dist.Store:
+    """A part of torchrun's store in which no rank from before a restart has left its address.
+
+    Its name is a token of rank 0's. Each rank brings one of its own; rank 0 lists those it finds, old ones maybe among
+    them, until all ranks have seen theirs in the list. (Each machine counts restarts for itself: that is no name.)
+    """
+    token = os.urandom(8).hex()
+    store.set(f"token {own_rank}", token)
+    if own_rank == 0:
+        while store.add(token, 0) < world_size - 1:
+            store.set("tokens", " ".join(store.get(f"token {r}").decode() for r in range(world_size)))
+            time.sleep(0.01)
+    else:
+        tokens = []
+        while token not in tokens:
+            time.sleep(0.01)
+            tokens = store.get("tokens").decode().split()
+        token = tokens[0]
+        store.add(token, 1)
+    return dist.PrefixStore(token, store)
 
 
 def num_ranks() -> int:
@@ -189,6 +208,8 @@ def meet(operation: Callable[..., Any], *args: Any) -> None:
         operation(*args)
     except RuntimeError as error:
         said = re.sub(r"^\[\S+\] ", "", str(error).split("\n")[0]).split(". ")[0]  # without the place in gloo's source
+        if not re.search("connect|timed out|timeout|pipe", said, re.IGNORECASE):
+            raise
         raise LostRank(f"another rank has stopped: {said}") from None
 
 
@@ -659,7 +680,7 @@ def normalize_rewards(
 
 def check_update_args(args: Args) -> None:
     """Raise ArgumentError if all weights would be equal, and so standardised to 0."""
-    if args.num_envs * num_ranks() == 1 and args.norm_returns and not args.reward_to_go:
+    if args.num_envs == 1 and args.norm_returns and not args.reward_to_go:
         raise ArgumentError("--num-envs: expected 2 or more with --no-reward-to-go and --norm-returns, got 1")
 
 
@@ -714,9 +735,10 @@ class Progress:
 def train(args: Args) -> list[dict[str, Any]]:
     """Train an agent, write the run's folder, and return the rows of its metrics.csv.
 
-    train(saved_args("runs/NAME")) goes on with a run that was stopped. Under torchrun rank 0's args hold for all, and
-    only rank 0 writes and prints. Seeds torch's global generator and limits torch to one thread. Raises ArgumentError,
-    before anything is written, for an argument that cannot be used, and RunError for what stops the run.
+    train(saved_args("runs/NAME")) goes on with a run that was stopped. Under torchrun all ranks must call it;
+    rank 0's args hold for all, and it alone writes and prints. Seeds torch's global generator and limits torch to one
+    thread. Raises ArgumentError, before anything is written, for an argument that cannot be used, and RunError for what
+    stops the run.
     """
     args, checkpoint, run_dir = of_rank_0(begin(args))
     if checkpoint and checkpoint["progress"]["global_step"] >= args.total_timesteps:
@@ -793,18 +815,20 @@ def begin(args: Args) -> tuple[Args, dict[str, Any] | None, Path]:
     with agreeing():
         if rank() == 0:
             check_args(args)
+            if args.device == "auto":
+                args = dataclasses.replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
             if args.resume is not None:
                 checkpoint = load_checkpoint(args.resume)
                 args = resumed_args(args, checkpoint)
-            if args.device == "auto":
-                args = dataclasses.replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
     return args, checkpoint, run_dir
 
 
 def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        if num_ranks() > 1 and name == "cuda":  # a GPU for each rank
+        if num_ranks() > 1 and device.type == "cuda":
+            if device.index is not None:
+                raise RuntimeError("ranks cannot share a GPU; cuda, without a number, gives each its own")
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         torch.zeros(1, device=device).cpu()
@@ -986,6 +1010,8 @@ def load_checkpoint(folder: str) -> dict[str, Any]:
         for name, value in {**checkpoint["args"], "algorithm": checkpoint["algorithm"]}.items():
             if config[name] != value and name != "total_timesteps":  # which a resumed run may have made larger
                 raise ValueError(f"its config.json has {name} {config[name]!r}, its checkpoint.pt {value!r}")
+        if "ranks" not in checkpoint:
+            raise ValueError("it is of an earlier version")
         if checkpoint["algorithm"] != algorithm:
             raise ValueError(f"it is one of {checkpoint['algorithm']}")
         if Path(folder, "metrics.csv").stat().st_size < Progress(**checkpoint["progress"]).metrics_size:
