@@ -84,9 +84,9 @@ class Args:
     seed: Seed = 1
     """seed of all that is random: environments, networks, sampling, shuffling"""
     total_timesteps: Total = 200_000
-    """environment steps to train for, those of all ranks; the rollout that reaches them is the last"""
+    """environment steps to train for, all ranks together; the rollout that reaches them is the last"""
     num_envs: Count = 32
-    """environments stepped side by side, by each rank if torchrun starts several"""
+    """environments stepped side by side; under torchrun, on each rank"""
     num_steps: Steps = 32
     """steps of each environment in a rollout; 1 would not do, as it may only reset"""
     vectorization_mode: Mode = None
@@ -102,7 +102,7 @@ class Args:
     anneal_lr: bool = True
     """lower the learning rate linearly to 0 over the run"""
     device: str = "auto"
-    """where the networks live: cpu, cuda, …; auto takes cuda where there is one"""
+    """where the networks live: cpu, cuda, …; auto takes cuda where there is one; each rank takes a GPU of its own"""
     run_dir: str | None = None
     """folder to write, new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>"""
     resume: str | None = None
@@ -176,137 +176,6 @@ def check_args(args: Args) -> None:
     if args.tensorboard and not importlib.util.find_spec("tensorboard"):
         raise ArgumentError("--tensorboard: expected the package tensorboard to be installed, found none")
     check_update_args(args)
-
-
-# ------------------------------------------------------- ranks -------------------------------------------------------
-#
-# torchrun starts several processes, the ranks. Each steps environments of its own, and all train one agent, as one
-# process with all the environments would. Here they meet: each must call these functions, and all in the same order.
-# Without torchrun there is one rank, and they do nothing.
-
-
-@contextlib.contextmanager
-def joined_ranks() -> Iterator[None]:
-    """Join the other ranks if torchrun has started this process, and leave them at the end."""
-    if dist.is_initialized() or not dist.is_torchelastic_launched():
-        yield
-        return
-    store, own_rank, world_size = next(dist.rendezvous("env://"))
-    store = part_of_this_start(store, own_rank, world_size)
-    dist.init_process_group(store=store, rank=own_rank, world_size=world_size)  # gloo on CPUs, nccl on GPUs
-    yield
-    dist.destroy_process_group()  # not after an error: it might wait for a rank that has gone
-
-
-def part_of_this_start(store: dist.Store, own_rank: int, world_size: int) -> dist.Store:
-    """A part of torchrun's store in which no rank from before a restart has left its address.
-
-    Its name is a token of rank 0's. Each rank brings one of its own; rank 0 lists those it finds, old ones maybe among
-    them, until all ranks have seen theirs in the list. (Each machine counts restarts for itself: that is no name.)
-    """
-    token = os.urandom(8).hex()
-    store.set(f"token {own_rank}", token)
-    if own_rank == 0:
-        while store.add(token, 0) < world_size - 1:
-            store.set("tokens", " ".join(store.get(f"token {r}").decode() for r in range(world_size)))
-            time.sleep(0.01)
-    else:
-        tokens = []
-        while token not in tokens:
-            time.sleep(0.01)
-            tokens = store.get("tokens").decode().split()
-        token = tokens[0]
-        store.add(token, 1)
-    return dist.PrefixStore(token, store)
-
-
-def num_ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def meet(operation: Callable[..., Any], *args: Any) -> None:
-    """Call one of torch.distributed's operations. Raises LostRank if another rank has stopped."""
-    try:
-        operation(*args)
-    except RuntimeError as error:
-        said = re.sub(r"^\[\S+\] ", "", str(error).split("\n")[0]).split(". ")[0]  # without the place in gloo's source
-        if not re.search("connect|timed out|timeout|pipe", said, re.IGNORECASE):
-            raise
-        raise LostRank(f"another rank has stopped: {said}") from None
-
-
-def of_rank_0(x: Any) -> Any:
-    """The x of rank 0."""
-    xs = [x]
-    if num_ranks() > 1:
-        meet(dist.broadcast_object_list, xs)
-    return xs[0]
-
-
-def of_all_ranks(x: Any) -> list[Any]:
-    """The x of each rank."""
-    xs = [x] * num_ranks()
-    if num_ranks() > 1:
-        meet(dist.all_gather_object, xs, x)
-    return xs
-
-
-@contextlib.contextmanager
-def agreeing() -> Iterator[None]:
-    """Raise on all ranks the ArgumentError, or SystemExit of --help, that is raised herein on one."""
-    raised = None
-    try:
-        yield
-    except (ArgumentError, SystemExit) as error:
-        raised = error
-    for error in of_all_ranks(raised):
-        if error is not None:
-            raise error
-
-
-def add_up(x: Tensor) -> Tensor:
-    """Add up a tensor over the ranks, in place, and return it."""
-    if num_ranks() > 1 and x.is_cuda:
-        meet(dist.all_reduce, x)
-    elif num_ranks() > 1:
-        # Messages this small cost their hops, of which gloo's all_reduce makes many: each rank sends x to all at once.
-        xs = x.new_empty(num_ranks(), *x.shape)
-        meet(dist.all_to_all_single, xs, x.expand_as(xs).contiguous())
-        torch.sum(xs, dim=0, out=x)
-    return x
-
-
-def average(vector: Tensor, num_samples: int) -> None:
-    """Make a vector that is each rank's mean over samples of its own the mean over all ranks' samples, in place."""
-    if num_ranks() > 1:
-        message = torch.cat([vector * num_samples, vector.new_tensor([num_samples])])
-        add_up(message)
-        torch.div(message[:-1], message[-1], out=vector)
-
-
-def means(*xs: Tensor) -> Tensor:
-    """The means of several x, each of shape (B,), over all ranks."""
-    vector = torch.stack([x.detach().mean() for x in xs])
-    average(vector, len(xs[0]))
-    return vector
-
-
-def pooled(var: Tensor, mean: Tensor, num_rows: Any) -> tuple[Tensor, Tensor, Any]:
-    """The variance, mean and number of all ranks' rows, given those of each rank's own."""
-    if num_ranks() > 1:
-        dtype, mean = mean.dtype, mean.double()  # in float64 the difference of squares below has digits to spare
-        n = torch.as_tensor(num_rows, dtype=torch.float64, device=mean.device)
-        sums = [n, n * mean, n * (var + mean.square())]
-        message = add_up(torch.cat([x.flatten() for x in sums]))
-        n, total, squares = (x.view_as(y) for x, y in zip(message.split([y.numel() for y in sums]), sums))
-        mean = total / n
-        var = (squares / n - mean.square()).clamp(min=0)
-        var, mean, num_rows = var.to(dtype), mean.to(dtype), n.long()
-    return var, mean, num_rows
 
 
 # ------------------------------------------------------ make_envs -----------------------------------------------------
@@ -385,7 +254,7 @@ class RunningStatistics(nn.Module):
 
     def update(self, rows: Tensor) -> None:
         """Take in rows of shape (B, *shape), B ≥ 1. Chan et al. 1979: the moments of two samples joined."""
-        var, mean, num_rows = pooled(*torch.var_mean(rows, dim=0, correction=0), len(rows))
+        var, mean, num_rows = pooled_moments(*torch.var_mean(rows, dim=0, correction=0), len(rows))
         self.count += num_rows
         share = num_rows / self.count
         delta = mean - self.mean
@@ -482,12 +351,12 @@ class Adam:
     def minimize(self, loss: Tensor, num_samples: int, max_grad_norm: float = math.inf) -> None:
         """Take one step down the gradient of the loss, scaled down to max_grad_norm where it is longer.
 
-        The loss is a mean over num_samples; over those of all ranks, where there are several. Raises RunError, before
-        the step, if the loss or the gradient is not finite.
+        The loss is the mean over this rank's num_samples; its gradient is averaged over those of all ranks first.
+        Raises RunError, before the step, if the loss or the gradient is not finite.
         """
         self.grad.zero_()
         loss.backward()
-        average(self.grad, num_samples)
+        average_over_ranks(self.grad, num_samples)
         norm = self.grad.norm()
         if not math.isfinite(loss.item() + norm.item()):
             check_finite(loss=loss, gradient=self.grad, gradient_norm=norm)
@@ -575,7 +444,7 @@ class Episodes:
             self.obs, *_ = arrays_of(self.envs, "step", actions.copy())
         # REINFORCE has no actions to take again: its rollouts begin with a reset.
         is_same = not len(state["actions"]) or np.array_equal(np.asarray(self.obs, np.float32), state["obs"].numpy())
-        if not all(of_all_ranks(is_same)):
+        if not all(all_gather(is_same)):
             if rank() == 0:
                 said = "the environments do not repeat themselves, so they begin new episodes"
                 print(f"--resume: {said}", file=sys.stderr)
@@ -589,7 +458,8 @@ class Episodes:
 def seeds_of(seed: int, key: int) -> list[int]:
     """Seeds for the environments, the actions and torch. Hashed, since environment n is given the first plus n.
 
-    So are the seeds of a rank made of those of rank 0: its environments count on from the last of the rank before.
+    Rank r adds r to the seeds of actions and torch, and r * num_envs to that of the environments, which thus get the
+    seeds that they would get in one process.
     """
     return np.random.SeedSequence(seed, spawn_key=(key,)).generate_state(3).tolist()
 
@@ -697,7 +567,7 @@ def record_episodes(episodes: Episodes, rewards: np.ndarray, dones: np.ndarray, 
         returns[t:, n] -= returns[t, n]
         lengths[t:, n] -= lengths[t, n]
     episodes.running_return, episodes.running_length = returns[-1], lengths[-1]
-    for _, episodic_return, length in sorted(itertools.chain(*of_all_ranks(ended)), key=lambda episode: episode[0]):
+    for _, episodic_return, length in sorted(itertools.chain(*all_gather(ended)), key=lambda episode: episode[0]):
         episodes.recent_returns.append(episodic_return)
         episodes.recent_lengths.append(length)
         episodes.count += 1
@@ -737,10 +607,10 @@ def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) 
     for _ in range(args.update_epochs):
         samples = []
         minibatches = shuffled(batch, args.num_minibatches)
-        weights = [minibatch.advantages for minibatch in minibatches]
+        advantages_of = [minibatch.advantages for minibatch in minibatches]
         if args.norm_adv:
-            weights = standardized(*weights)
-        for minibatch, advantages in zip(minibatches, weights):
+            advantages_of = standardized(*advantages_of)  # of each minibatch; all here, for one message between ranks
+        for minibatch, advantages in zip(minibatches, advantages_of):
             policy = agent.policy(minibatch.obs)
             log_probs = policy.log_prob(minibatch.actions)
             log_ratio = log_probs - minibatch.log_probs
@@ -754,10 +624,10 @@ def update(agent: Agent, optimizers: dict[str, Adam], batch: Batch, args: Args) 
         # Of each sample, before the step of its minibatch.
         surrogate, value_loss, entropy, log_ratio, advantages = torch.cat(samples, dim=1)
         k3 = log_ratio.exp() - 1 - log_ratio  # of joschu.net/blog/kl-approx.html
-        if args.target_kl is not None and means(k3).item() > args.target_kl:
+        if args.target_kl is not None and mean_over_ranks(k3).item() > args.target_kl:
             break
     masks = torch.stack(partition(log_ratio.exp(), advantages, args.clip_coef)).double()
-    averages = means(-surrogate, value_loss, entropy, k3, *masks).tolist()
+    averages = mean_over_ranks(-surrogate, value_loss, entropy, k3, *masks).tolist()
     policy_loss, value_loss, entropy, approx_kl, frac_in, frac_kill, frac_pass = averages
     return {
         "policy_loss": policy_loss,
@@ -817,8 +687,8 @@ def partition(ratio: Tensor, advantages: Tensor, clip_coef: float) -> tuple[Tens
 def standardized(*xs: Tensor) -> list[Tensor]:
     """Each x, of shape (B,), less its mean and over its standard deviation, which are those of all ranks' rows."""
     std, mean = zip(*[torch.std_mean(x, correction=0) for x in xs])
-    if num_ranks() > 1:
-        var, mean, _ = pooled(torch.stack(std).square(), torch.stack(mean), [len(x) for x in xs])
+    if world_size() > 1:  # only then, as a root squared is rounded
+        var, mean, _ = pooled_moments(torch.stack(std).square(), torch.stack(mean), [len(x) for x in xs])
         std = var.sqrt()
     return [(x - m) / (s + 1e-8) for x, m, s in zip(xs, mean, std)]
 
@@ -827,8 +697,148 @@ def explained_variance(batch: Batch) -> float:
     """1 − Var(R̂ − V) / Var(R̂): 1 for a perfect critic, 0 for a constant one; NaN or −inf where all R̂ are equal."""
     residuals, returns = batch.returns - batch.values, batch.returns
     var = torch.stack([residuals.var(correction=0), returns.var(correction=0)])
-    var, _, _ = pooled(var, torch.stack([residuals.mean(), returns.mean()]), len(returns))
+    var, _, _ = pooled_moments(var, torch.stack([residuals.mean(), returns.mean()]), len(returns))
     return (1 - var[0] / var[1]).item()
+
+
+# ------------------------------------------------------- ranks -------------------------------------------------------
+#
+# torchrun starts several processes, the ranks. Each steps environments of its own, and all train one agent, as one
+# process with all the environments would. With these functions they communicate: every rank must call them, and all in
+# the same order. Without torchrun there is one rank, and no communication.
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Join the process group of all ranks, if torchrun has started this process."""
+    if dist.is_initialized() or not dist.is_torchelastic_launched():
+        yield
+        return
+    store, own_rank, size = next(dist.rendezvous("env://"))
+    store = store_of_this_start(store, own_rank, size)
+    dist.init_process_group(store=store, rank=own_rank, world_size=size)  # gloo on CPUs, nccl on GPUs
+    yield
+    dist.destroy_process_group()  # not after an error: it might wait for a rank that has gone
+
+
+def store_of_this_start(store: dist.Store, own_rank: int, size: int) -> dist.Store:
+    """The part of torchrun's store for this start alone; after a restart the store still has the ranks' old addresses.
+
+    Its name is a random token. Each rank stores a new one; rank 0 publishes all it finds, again and again. A rank that
+    finds its own among them knows that the list is of this start, and takes the first, which is rank 0's. (torchrun's
+    count of restarts would not do, as each machine counts for itself.)
+    """
+    token = os.urandom(8).hex()
+    store.set(f"token {own_rank}", token)
+    if own_rank == 0:
+        while store.add(token, 0) < size - 1:
+            store.set("tokens", " ".join(store.get(f"token {r}").decode() for r in range(size)))
+            time.sleep(0.01)
+    else:
+        tokens = []
+        while token not in tokens:
+            time.sleep(0.01)
+            tokens = store.get("tokens").decode().split()
+        token = tokens[0]
+        store.add(token, 1)
+    return dist.PrefixStore(token, store)
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def collective(operation: Callable[..., Any], *args: Any) -> None:
+    """Call one of torch.distributed's collectives. Raises LostRank if another rank has stopped."""
+    try:
+        operation(*args)
+    except RuntimeError as error:
+        said = re.sub(r"^\[\S+\] ", "", str(error).split("\n")[0]).split(". ")[0]  # without the place in gloo's source
+        if not re.search("connect|timed out|timeout|pipe", said, re.IGNORECASE):
+            raise
+        raise LostRank(f"another rank has stopped: {said}") from None
+
+
+def broadcast(x: Any) -> Any:
+    """Rank 0's x, on every rank."""
+    xs = [x]
+    if world_size() > 1:
+        collective(dist.broadcast_object_list, xs)
+    return xs[0]
+
+
+def all_gather(x: Any) -> list[Any]:
+    """Every rank's x, on every rank."""
+    xs = [x] * world_size()
+    if world_size() > 1:
+        collective(dist.all_gather_object, xs, x)
+    return xs
+
+
+@contextlib.contextmanager
+def raising_on_all_ranks() -> Iterator[None]:
+    """Raise on all ranks the ArgumentError, or SystemExit of --help, that is raised herein on one."""
+    raised = None
+    try:
+        yield
+    except (ArgumentError, SystemExit) as error:
+        raised = error
+    for error in all_gather(raised):
+        if error is not None:
+            raise error
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Add up a tensor over all ranks, in place, and return it."""
+    if world_size() > 1 and x.is_cuda:
+        collective(dist.all_reduce, x)
+    elif world_size() > 1:
+        # For messages this small latency counts, not bandwidth: gloo's all_reduce takes many rounds, this takes one.
+        xs = x.new_empty(world_size(), *x.shape)
+        collective(exchange, xs, x.expand_as(xs).contiguous())
+        torch.sum(xs, dim=0, out=x)
+    return x
+
+
+def exchange(outputs: Tensor, inputs: Tensor) -> None:
+    """all_to_all_single, awake while it waits: a core that goes to sleep is slow to wake, a virtual one above all."""
+    work = dist.all_to_all_single(outputs, inputs, async_op=True)
+    while hasattr(os, "sched_yield") and not work.is_completed():
+        os.sched_yield()
+    work.wait()
+
+
+def average_over_ranks(vector: Tensor, num_samples: int) -> None:
+    """Replace a vector, the mean over this rank's num_samples, by the mean over the samples of all ranks, in place."""
+    if world_size() > 1:
+        message = torch.cat([vector * num_samples, vector.new_tensor([num_samples])])
+        sum_over_ranks(message)
+        torch.div(message[:-1], message[-1], out=vector)
+
+
+def mean_over_ranks(*xs: Tensor) -> Tensor:
+    """The mean of each x, of shape (B,), over the samples of all ranks."""
+    vector = torch.stack([x.detach().mean() for x in xs])
+    average_over_ranks(vector, len(xs[0]))
+    return vector
+
+
+def pooled_moments(var: Tensor, mean: Tensor, num_rows: Any) -> tuple[Tensor, Tensor, Any]:
+    """The variance (correction 0), mean and number of all ranks' rows, given those of this rank's."""
+    if world_size() > 1:
+        dtype, mean = mean.dtype, mean.double()  # in float64 the difference of squares below has digits to spare
+        n = torch.as_tensor(num_rows, dtype=torch.float64, device=mean.device)
+        sums = [n, n * mean, n * (var + mean.square())]
+        message = sum_over_ranks(torch.cat([x.flatten() for x in sums]))
+        n, total, squares = (x.view_as(y) for x, y in zip(message.split([y.numel() for y in sums]), sums))
+        mean = total / n
+        var = (squares / n - mean.square()).clamp(min=0)
+        var, mean, num_rows = var.to(dtype), mean.to(dtype), n.long()
+    return var, mean, num_rows
 
 
 # -------------------------------------------------------- train -------------------------------------------------------
@@ -844,7 +854,7 @@ class Progress:
     metrics_size: int = 0  # bytes of metrics.csv at the last checkpoint
 
 
-@joined_ranks()
+@process_group()
 def train(args: Args) -> list[dict[str, Any]]:
     """Train an agent, write the run's folder, and return the rows of its metrics.csv.
 
@@ -853,27 +863,27 @@ def train(args: Args) -> list[dict[str, Any]]:
     thread. Raises ArgumentError, before anything is written, for an argument that cannot be used, and RunError for what
     stops the run.
     """
-    args, checkpoint, run_dir = of_rank_0(begin(args))
+    args, checkpoint, run_dir = broadcast(begin(args))  # rank 0's
     if checkpoint and checkpoint["progress"]["global_step"] >= args.total_timesteps:
         if rank() == 0:
             print(f"{run_dir} is complete, with {checkpoint['progress']['global_step']:,} steps")
-        return of_rank_0(read_rows(run_dir) if rank() == 0 else None)
+        return broadcast(read_rows(run_dir) if rank() == 0 else None)
     torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
     torch.manual_seed(args.seed)
     with contextlib.ExitStack() as stack:
-        with agreeing():
+        with raising_on_all_ranks():
             device = find_device(args.device)
             envs = stack.enter_context(closing(make_envs(args)))
         agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
-        agent.load_state_dict(of_rank_0(agent.state_dict()))  # equal seeds need not give equal bits on unlike machines
+        agent.load_state_dict(broadcast(agent.state_dict()))  # equal seeds need not give equal bits on unlike machines
         optimizers = make_optimizers(agent.to(device), args)
-        with agreeing():
+        with raising_on_all_ranks():
             if checkpoint:
                 episodes, progress = restore(checkpoint, envs, agent, optimizers)
             else:
                 episodes, progress = Episodes(envs, args.seed), Progress()
                 run_dir = make_run_dir(args) if rank() == 0 else None
-        run_dir = of_rank_0(run_dir)
+        run_dir = broadcast(run_dir)
         stack.enter_context(saying_what_is_left(progress, run_dir))
         if rank() == 0:
             save_config(run_dir, args)
@@ -893,7 +903,7 @@ def train(args: Args) -> list[dict[str, Any]]:
 
             due_before = progress.global_step * args.checkpoints // args.total_timesteps
             progress.iteration += 1
-            progress.global_step += int(add_up(torch.tensor(len(batch.obs), device=device)))
+            progress.global_step += int(sum_over_ranks(torch.tensor(len(batch.obs), device=device)))
             progress.wall_time = time.perf_counter() - start
             returns, lengths = episodes.recent_returns, episodes.recent_lengths
             row = {
@@ -916,7 +926,7 @@ def train(args: Args) -> list[dict[str, Any]]:
         returns = episodes.recent_returns
         outcome = f"return {np.mean(returns):.1f}, mean of {len(returns)} episodes" if returns else "no episode ended"
         print(f"{args.env}: {outcome}; {progress.global_step:,} steps in {progress.wall_time:.1f} s; {run_dir}")
-    return of_rank_0(read_rows(run_dir) if rank() == 0 else None)
+    return broadcast(read_rows(run_dir) if rank() == 0 else None)
 
 
 def begin(args: Args) -> tuple[Args, dict[str, Any] | None, Path]:
@@ -925,7 +935,7 @@ def begin(args: Args) -> tuple[Args, dict[str, Any] | None, Path]:
     Return the run's own arguments, the checkpoint, and the folder to resume. Raises ArgumentError.
     """
     checkpoint, run_dir = None, Path(args.resume or "")
-    with agreeing():
+    with raising_on_all_ranks():
         if rank() == 0:
             check_args(args)
             if args.device == "auto":
@@ -939,7 +949,7 @@ def begin(args: Args) -> tuple[Args, dict[str, Any] | None, Path]:
 def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        if num_ranks() > 1 and device.type == "cuda":
+        if world_size() > 1 and device.type == "cuda":
             if device.index is not None:
                 raise RuntimeError("ranks cannot share a GPU; cuda, without a number, gives each its own")
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -976,8 +986,8 @@ def saying_what_is_left(progress: Progress, run_dir: Path) -> Iterator[None]:
         said = f"iteration {progress.iteration + 1}: {error if str(error) else type(error).__name__}"
         if (run_dir / "checkpoint.pt").exists():
             said += f"; the last good checkpoint is {run_dir / 'checkpoint.pt'}"
-            if error.__cause__ or type(error) is not RunError:  # any other would come again
-                launcher = "python" if num_ranks() == 1 else "torchrun …"
+            if error.__cause__ or type(error) is not RunError:  # NaN or infinity would come again
+                launcher = "python" if world_size() == 1 else "torchrun …"
                 said += f"; to go on: {launcher} {Path(__file__).name} --resume {run_dir}"
         kind = type(error) if isinstance(error, (KeyboardInterrupt, RunError)) else RunError
         raise kind(said) from error.__cause__
@@ -1003,7 +1013,7 @@ def save_config(run_dir: Path, args: Args) -> None:
         "gae_fast": gae_fast.__version__,
         "gae_fast_compiled": gae_fast.COMPILED,
     }
-    config = {"algorithm": Path(__file__).stem, **dataclasses.asdict(args), "ranks": num_ranks(), **versions}
+    config = {"algorithm": Path(__file__).stem, **dataclasses.asdict(args), "world_size": world_size(), **versions}
     write_whole(run_dir / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -1086,16 +1096,16 @@ def save_checkpoint(
 
     It needs no state of a generator, as Episodes.prepare seeds them all. Raises RunError for a number not finite.
     """
-    states = [episodes.state()] * num_ranks()
-    if num_ranks() > 1:
-        meet(dist.gather_object, states[0], states if rank() == 0 else None)
+    states = [episodes.state()] * world_size()
+    if world_size() > 1:
+        collective(dist.gather_object, states[0], states if rank() == 0 else None)
     if rank() > 0:
         return
     checkpoint = {
         "algorithm": Path(__file__).stem,
         "args": dataclasses.asdict(args),
         "progress": dataclasses.asdict(progress),
-        "ranks": num_ranks(),
+        "world_size": world_size(),
         "episodes": states,
         "agent": agent.state_dict(),
         "optimizers": {name: optimizer.state for name, optimizer in optimizers.items()},
@@ -1123,7 +1133,7 @@ def load_checkpoint(folder: str) -> dict[str, Any]:
         for name, value in {**checkpoint["args"], "algorithm": checkpoint["algorithm"]}.items():
             if config[name] != value and name != "total_timesteps":  # which a resumed run may have made larger
                 raise ValueError(f"its config.json has {name} {config[name]!r}, its checkpoint.pt {value!r}")
-        if "ranks" not in checkpoint:
+        if "world_size" not in checkpoint:
             raise ValueError("it is of an earlier version")
         if checkpoint["algorithm"] != algorithm:
             raise ValueError(f"it is one of {checkpoint['algorithm']}")
@@ -1144,9 +1154,9 @@ def saved_args(folder: str) -> Args:
 def resumed_args(args: Args, checkpoint: dict[str, Any]) -> Args:
     """The arguments of the checkpoint's run, with more steps if args say so. Raises ArgumentError for other changes."""
     saved = Args(**checkpoint["args"])
-    if checkpoint["ranks"] != num_ranks():
-        expected = f"a run of {num_ranks()} ranks, as there are now"
-        raise ArgumentError(f"--resume: expected {expected}, got one of {checkpoint['ranks']}")
+    if checkpoint["world_size"] != world_size():
+        expected = f"as many ranks as the run has, {checkpoint['world_size']}"
+        raise ArgumentError(f"--resume: expected {expected}, got {world_size()}")
     for name, old in dataclasses.asdict(saved).items():
         new = getattr(args, name)
         # A longer run begins as this one did, unless the learning rate is annealed over its length.
@@ -1181,16 +1191,17 @@ def command_line() -> Args:
     if args.resume is None:
         return args
     if args.resume == args.run_dir and not Path(args.resume, "checkpoint.pt").exists():
+        print(f"--resume: there is no checkpoint in {args.resume} yet, so the run begins", file=sys.stderr)
         return dataclasses.replace(args, resume=None)
     return parse_args(saved_args(args.resume))  # so that an argument given here can be told from one left out
 
 
 if __name__ == "__main__":
-    with joined_ranks():
+    with process_group():
         program = Path(__file__).name
         try:
-            with agreeing():
-                args = command_line() if rank() == 0 else Args()
+            with raising_on_all_ranks():
+                args = command_line() if rank() == 0 else Args()  # train takes rank 0's
             train(args)
         except KeyboardInterrupt as interrupt:
             if rank() == 0:
@@ -1200,11 +1211,12 @@ if __name__ == "__main__":
             if rank() == 0:
                 print(f"{program}: {error}", file=sys.stderr)
             with contextlib.suppress(LostRank):
-                of_rank_0(None)  # waits for it to print, as torchrun stops all ranks when one ends
+                broadcast(None)  # waits until rank 0 has printed, as torchrun stops all ranks when one ends
             sys.exit(1)
         except RunError as error:
             if error.__cause__:
                 traceback.print_exception(error.__cause__)  # the environment's own
-            if rank() == 0 or not isinstance(error, LostRank):
-                print(f"{program}: " + f"rank {rank()}: " * (num_ranks() > 1) + str(error), file=sys.stderr)
+            if rank() == 0 or not isinstance(error, LostRank):  # of those that lost another, rank 0 speaks for all
+                speaker = program if world_size() == 1 else f"{program}: rank {rank()}"
+                print(f"{speaker}: {error}", file=sys.stderr)
             sys.exit(1)

@@ -67,6 +67,8 @@ def test_links_lead_to_something(document):
 
 def commands_in(text):
     spans = re.findall(r"`(python [^`]+)`", text) + re.findall(r"^(?:\$ )?(python .+)$", text, re.MULTILINE)
+    # What torchrun starts is a script with its arguments.
+    spans += [f"python {command}" for command in re.findall(r"^.*torchrun .*?(\w+\.py.*)$", text, re.MULTILINE)]
     return [span for span in spans if not span.startswith(("python -", "python3"))]
 
 

@@ -26,9 +26,27 @@ each_script = pytest.mark.parametrize("name", NAMES)
 
 
 def torchrun(*command, options=("--standalone", "--nproc-per-node", "2"), **kwargs):
-    command = [sys.executable, "-m", "torch.distributed.run", *options, *command]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, **kwargs)
+    return finished(begun(*command, options=options, **kwargs))
+
+
+def begun(*command, options, before=(), environment=None, **kwargs):
+    command = [*before, sys.executable, "-m", "torch.distributed.run", *options, *command]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "OMP_NUM_THREADS": "1",
+        **(environment or {}),
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes, **kwargs)
+
+
+def finished(process):
+    try:
+        output, errors = process.communicate(timeout=200)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 # What both ranks do, each on its part of the rows, and what the tests do on all of them.
@@ -88,7 +106,7 @@ def episodes_of(name, rank):
 
 
 def trained(name, rank, **options):
-    """The agent's state after every update of a run, the batches' actions and lengths, and the rows that train returns."""
+    """The agent's state after every update of a run, the batches' actions and lengths, and the rows of train."""
     script, weights, actions, steps = SCRIPTS[name], [], [], []
     update = script.update
 
@@ -116,7 +134,7 @@ def killable(name="ppo_clip"):
 
 
 def work():
-    with SCRIPTS["vpg"].joined_ranks():
+    with SCRIPTS["vpg"].process_group():
         rank, found = torch.distributed.get_rank(), {}
         Path("killed").touch()  # so that nothing is
         for name in NAMES:
@@ -230,9 +248,21 @@ def test_environments_have_the_seeds_of_one_process_with_all_of_them(found):
 
 def test_run_of_two_ranks_is_not_resumed_by_one(folder):
     shutil.copytree(folder / "vpg", "run")
-    expected = r"--resume: expected a run of 1 ranks, as there are now, got one of 2$"
+    expected = r"--resume: expected as many ranks as the run has, 2, got 1$"
     with pytest.raises(SCRIPTS["vpg"].ArgumentError, match=expected):
         SCRIPTS["vpg"].train(SCRIPTS["vpg"].saved_args("run"))
+
+
+def assert_same(folder, other):
+    """Two runs have the same rows, but for the clock's, and the same weights."""
+    outcomes = []
+    for path in (folder, other):
+        rows = list(csv.DictReader(open(path / "metrics.csv", newline="")))
+        rows = [{k: v for k, v in row.items() if k not in ("wall_time", "SPS")} for row in rows]
+        outcomes.append((rows, torch.load(path / "checkpoint.pt", weights_only=True)["agent"]))
+    (rows, agent), (other_rows, other_agent) = outcomes
+    assert rows == other_rows
+    assert all(torch.equal(tensor, other_agent[key]) for key, tensor in agent.items())
 
 
 def program(name, **options):
@@ -246,14 +276,47 @@ def test_killed_rank_is_restarted_from_the_last_checkpoint(folder):
     command = program("ppo_clip", **killable(), run_dir="run", resume="run")
     run = torchrun(*command, options=("--standalone", "--nproc-per-node", "2", "--max-restarts", "1"))
     assert run.returncode == 0 and "exitcode: -9" in run.stderr and Path("killed").exists(), run.stderr
-    outcomes = []
-    for path in (Path("run"), folder / "whole"):
-        rows = list(csv.DictReader(open(path / "metrics.csv", newline="")))
-        rows = [{k: v for k, v in row.items() if k not in ("wall_time", "SPS")} for row in rows]
-        outcomes.append((rows, torch.load(path / "checkpoint.pt", weights_only=True)["agent"]))
-    (rows, agent), (whole_rows, whole_agent) = outcomes
-    assert rows == whole_rows
-    assert all(torch.equal(tensor, whole_agent[key]) for key, tensor in agent.items())
+    assert_same(Path("run"), folder / "whole")
+
+
+@pytest.fixture
+def hosts():
+    """The commands that run another command on either of two hosts: network namespaces joined by a cable."""
+    ip = shutil.which("ip") or "/usr/sbin/ip"
+    names = [f"host{i}-{os.getpid()}" for i in (0, 1)]
+    if sys.platform != "linux" or not os.path.exists(ip) or subprocess.run([ip, "netns", "add", names[0]]).returncode:
+        pytest.skip("this system cannot make network namespaces, or not for this user")
+    try:
+        cable = f"link add cable0 netns {names[0]} type veth peer name cable1 netns {names[1]}"
+        commands = [f"netns add {names[1]}", cable]
+        for i, name in enumerate(names):
+            commands.append(f"-n {name} addr add 10.77.0.{i + 1}/24 dev cable{i}")
+            commands += [f"-n {name} link set {device} up" for device in (f"cable{i}", "lo")]
+        for command in commands:
+            subprocess.run([ip, *command.split()], check=True)
+        yield [(ip, "netns", "exec", name) for name in names]
+    finally:
+        for name in names:
+            subprocess.run([ip, "netns", "delete", name], stderr=subprocess.DEVNULL)
+
+
+def test_two_hosts_begin_and_restart_a_run(hosts, folder):
+    """They share no files: each has a folder of its own, and only the first one's gets the run. One rank is killed."""
+    processes = []
+    for i, before in enumerate(hosts):
+        options = "--nnodes 2 --nproc-per-node 1 --max-restarts 1 --rdzv-backend c10d --rdzv-endpoint 10.77.0.1:29400"
+        # What real hosts find by their names: who has the endpoint, and where each is.
+        options += f" --rdzv-conf is_host={1 - i} --local-addr 10.77.0.{i + 1}"
+        os.mkdir(f"host{i}")
+        command = program("ppo_clip", **killable(), run_dir="run", resume="run")
+        environment = {"GLOO_SOCKET_IFNAME": f"cable{i}"}
+        options = {"options": options.split(), "before": before, "environment": environment, "cwd": f"host{i}"}
+        processes.append(begun(*command, **options))
+    for process in processes:
+        run = finished(process)
+        assert run.returncode == 0, run.stderr
+    assert os.listdir("host0") == ["run"] and os.listdir("host1") == ["killed"]
+    assert_same(Path("host0/run"), folder / "whole")
 
 
 def test_error_on_one_rank_is_shown_and_ends_the_job():
@@ -300,3 +363,36 @@ def test_without_torchrun_there_is_no_process_group(name, monkeypatch):
     script = SCRIPTS[name]
     script.train(script.Args(**options_of(name) | {"total_timesteps": 1500}, quiet=True))
     assert not torch.distributed.is_initialized()
+
+
+def test_of_the_errors_of_torch_distributed_only_lost_connections_are_lost_ranks():
+    script = SCRIPTS["trpo"]
+
+    def fail(message):
+        raise RuntimeError(message)
+
+    said = "[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:15524: Connection reset by peer. This is\ntypical"
+    with pytest.raises(script.LostRank, match=r"another rank has stopped: Read error \S+ Connection reset by peer$"):
+        script.collective(fail, said)
+    with pytest.raises(RuntimeError, match="^No backend type associated with device type mps$") as error:
+        script.collective(fail, "No backend type associated with device type mps")
+    assert not isinstance(error.value, script.RunError)
+
+
+def test_checkpoint_of_an_earlier_version_is_refused():
+    vpg = SCRIPTS["vpg"]
+    vpg.train(vpg.Args(total_timesteps=1500, run_dir="run", quiet=True))
+    checkpoint = torch.load("run/checkpoint.pt", weights_only=True)
+    del checkpoint["world_size"]
+    torch.save(checkpoint, "run/checkpoint.pt")
+    with pytest.raises(
+        vpg.ArgumentError, match=r"^--resume: expected a run of vpg, got 'run': it is of an earlier version$"
+    ):
+        vpg.saved_args("run")
+
+
+def test_device_auto_may_be_said_again_in_a_resume(capsys):
+    vpg = SCRIPTS["vpg"]
+    vpg.train(vpg.Args(total_timesteps=1500, run_dir="run", quiet=True))
+    vpg.train(vpg.Args(total_timesteps=1500, run_dir="run", quiet=True, resume="run", device="auto"))
+    assert capsys.readouterr().out.startswith("run is complete")

@@ -1,0 +1,176 @@
+"""Steps per second of one rank and of several under torchrun, and their time for communication, as Markdown tables.
+
+    pip install "gymnasium[mujoco]==1.4.0" && python benchmarks/ranks.py --rounds 5
+    python benchmarks/ranks.py --rounds 5 --ranks 1 2 --only CartPole --free
+
+Every rank has the same settings, so that K ranks have K times the environments and, ideally, K times the steps per
+second; efficiency is the share of that which is reached. One rank is the plain program, without torchrun. `2 apart` is
+two plain programs at the same time that never communicate: what the machine has to give. All take turns; a figure is
+the median over the rounds, a ratio the median of the rounds' ratios, with the least and the greatest. Imports, set-up,
+the first iteration and the last are left out. Each process is bound to a core of its own, as MPI does by default,
+unless --free is given. `communication` is the share of rank 0's time in torch.distributed's operations: messages, and
+waiting for the other ranks to come. Then, for messages of several sizes, how long they take when all come at once, by
+sum_over_ranks and by torch.distributed's own all_reduce.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).parent.parent
+CHEETAH = "--env HalfCheetah-v5 --norm-obs --norm-reward"
+# What runs, and its steps in all for each rank.
+SETTINGS = [
+    (f"ppo_clip.py {CHEETAH}", 60_000),
+    (f"ppo_clip.py {CHEETAH} --num-steps 128", 100_000),
+    (f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10", 24_576),
+    (f"trpo.py {CHEETAH}", 100_000),
+    (f"vpg.py {CHEETAH} --num-steps 128", 100_000),
+    ("ppo_clip.py --env CartPole-v1", 120_000),
+]
+SIZES = (1, 10_000, 100_000, 1_000_000)
+
+
+def of_rank(command: list[str]) -> None:
+    """What each rank does: train, or send messages; rank 0 prints the figures as JSON."""
+    if "LOCAL_RANK" in os.environ and os.environ.get("BIND"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(os.environ["LOCAL_RANK"]) % len(cores)]})
+    sys.path.insert(0, str(ROOT))
+    name, *arguments = command
+    script = importlib.import_module(Path(name).stem)
+    with script.process_group():
+        figures = trained(script, arguments) if arguments else messages(script)
+        if script.rank() == 0:
+            print(json.dumps(figures))
+
+
+def trained(script: Any, arguments: list[str]) -> dict[str, float]:
+    collective, rollout = script.collective, script.rollout
+    begun, communication = [], [0.0]
+
+    def timed_collective(*args: Any) -> None:
+        start = time.perf_counter()
+        collective(*args)
+        communication[-1] += time.perf_counter() - start
+
+    def noted_rollout(*args: Any) -> Any:
+        begun.append(time.perf_counter())
+        communication.append(0.0)
+        return rollout(*args)
+
+    script.collective, script.rollout = timed_collective, noted_rollout
+    sys.argv = ["script", *arguments, "--quiet", "--device", "cpu", "--checkpoints", "1"]
+    rows = script.train(script.parse_args(script.Args()))
+    seconds = begun[-1] - begun[1]  # without the first iteration and the last
+    steps = rows[-2]["global_step"] - rows[0]["global_step"]
+    return {
+        "speed": steps / seconds,
+        "communication": sum(communication[2:-1]) / seconds,
+        "iteration": seconds / (len(begun) - 2),
+    }
+
+
+def messages(script: Any) -> dict[str, list[float]]:
+    """Microseconds of a message of each of SIZES floats: by sum_over_ranks, and by all_reduce."""
+    torch.set_num_threads(1)
+    figures = {}
+    for name, operation in (("sum_over_ranks", script.sum_over_ranks), ("all_reduce", dist.all_reduce)):
+        figures[name] = []
+        for size in SIZES:
+            x, times = torch.zeros(size), []
+            count = 200 if size <= 10_000 else 20
+            for _ in range(6):
+                dist.barrier()
+                start = time.perf_counter()
+                for _ in range(count):
+                    operation(x)
+                times.append((time.perf_counter() - start) / count * 1e6)
+            figures[name].append(statistics.median(times[1:]))
+    return figures
+
+
+def start(command: str, ranks: int, bind: bool, core: int = 0) -> subprocess.Popen:
+    """Have a number of ranks do a command; one is a plain program, on the core given."""
+    torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {ranks}".split() if ranks > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BIND": "1" * bind, "LOCAL_RANK": str(core)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *torchrun, __file__, "--of-rank", command], env=environment, **pipes)
+
+
+def figures_of(process: subprocess.Popen) -> dict[str, Any]:
+    """What rank 0 prints."""
+    output, errors = process.communicate()
+    if process.returncode:
+        sys.exit(f"failed: {shlex.join(process.args)}\n{errors}")
+    return json.loads(output.splitlines()[-1])
+
+
+def measured(command: str, steps: int, world: str, bind: bool) -> dict[str, float]:
+    """The figures of a world: `2` is two ranks, `2 apart` two programs that never meet, whose speeds are added up."""
+    ranks, *apart = world.split()
+    with tempfile.TemporaryDirectory() as folder:
+        if apart:
+            command = f"{command} --total-timesteps {steps} --run-dir {folder}"
+            processes = [start(f"{command}/{core}", 1, bind, core) for core in range(int(ranks))]
+            first, *others = [figures_of(process) for process in processes]
+            return {**first, "speed": first["speed"] + sum(x["speed"] for x in others)}
+        total = int(ranks) * steps
+        return figures_of(start(f"{command} --total-timesteps {total} --run-dir {folder}/run", int(ranks), bind))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each world")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[2], help="worlds to set beside one rank")
+    parser.add_argument("--only", default="", help="only the settings that have this in them")
+    parser.add_argument("--free", action="store_true", help="leave it to the system which core a rank runs on")
+    parser.add_argument("--of-rank", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.of_rank:
+        return of_rank(shlex.split(options.of_rank))
+    bind = not options.free and hasattr(os, "sched_setaffinity")
+
+    print(f"{options.rounds} rounds, {'a core for each rank' if bind else 'ranks free to move'}\n")
+    print("| settings of each rank | ranks | steps/s | × one rank | efficiency | communication | s an iteration |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for command, steps in SETTINGS:
+        if options.only not in command:
+            continue
+        names = ["1", *(name for ranks in options.ranks for name in (f"{ranks} apart", f"{ranks}"))]
+        worlds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+        for _ in range(options.rounds):
+            for name, figures in worlds.items():
+                figures.append(measured(command, steps, name, bind))
+        for name, figures in worlds.items():
+            keys = ("speed", "communication", "iteration")
+            speed, communication, iteration = (statistics.median(x[key] for x in figures) for key in keys)
+            ratios = sorted(x["speed"] / one["speed"] for x, one in zip(figures, worlds["1"]))
+            ratio = statistics.median(ratios)
+            spread = f" ({ratios[0]:.2f} to {ratios[-1]:.2f})" if name != "1" else ""
+            row = f"{command} | {name} | {speed:,.0f} | {ratio:.2f}{spread} | {ratio / int(name.split()[0]):.0%}"
+            print(f"| {row} | {communication:.0%} | {iteration:.3f} |", flush=True)
+
+    for ranks in options.ranks:
+        figures = figures_of(start("ppo_clip.py", ranks, bind))
+        print(
+            f"\n| floats in a message between {ranks} ranks | sum_over_ranks, µs | all_reduce, µs |\n| ---: | ---: | ---: |"
+        )
+        for size, *times in zip(SIZES, figures["sum_over_ranks"], figures["all_reduce"]):
+            print(f"| {size:,} | " + " | ".join(f"{x:,.0f}" for x in times) + " |")
+
+
+if __name__ == "__main__":
+    main()
