@@ -276,6 +276,7 @@ def test_killed_rank_is_restarted_from_the_last_checkpoint(folder):
     command = program("ppo_clip", **killable(), run_dir="run", resume="run")
     run = torchrun(*command, options=("--standalone", "--nproc-per-node", "2", "--max-restarts", "1"))
     assert run.returncode == 0 and "exitcode: -9" in run.stderr and Path("killed").exists(), run.stderr
+    assert run.stderr.count("--resume: there is no checkpoint in run yet, so the run begins\n") == 1
     assert_same(Path("run"), folder / "whole")
 
 
