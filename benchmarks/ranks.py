@@ -35,6 +35,7 @@ CHEETAH = "--env HalfCheetah-v5 --norm-obs --norm-reward"
 SETTINGS = [
     (f"ppo_clip.py {CHEETAH}", 60_000),
     (f"ppo_clip.py {CHEETAH} --num-steps 128", 100_000),
+    (f"ppo_clip.py {CHEETAH} --num-steps 512", 131_072),
     (f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10", 24_576),
     (f"trpo.py {CHEETAH}", 100_000),
     ("ppo_clip.py --env CartPole-v1", 120_000),
