@@ -23,6 +23,7 @@ NAMES = ("reinforce", "vpg", "trpo", "ppo_clip", "ppo_kl")
 SCRIPTS = {name: importlib.import_module(name) for name in NAMES}
 KINDS = {"discrete": "CartPole-v1", "continuous": "Pendulum-v1"}
 each_script = pytest.mark.parametrize("name", NAMES)
+pytestmark = pytest.mark.xdist_group("ranks")  # one worker for all, as they share what two ranks did
 
 
 def torchrun(*command, options=("--standalone", "--nproc-per-node", "2"), **kwargs):
