@@ -290,7 +290,16 @@ def test_rows_are_metrics_csv_and_the_folder_is_complete():
     config = json.loads(Path("run/config.json").read_text())
     for name, value in dataclasses.asdict(Args(run_dir="run", device="cpu", **SHORT)).items():
         assert config.pop(name) == value
-    assert set(config) == {"algorithm", "world_size", "python", "numpy", "torch", "gymnasium", "gae_fast", "gae_fast_compiled"}
+    assert set(config) == {
+        "algorithm",
+        "world_size",
+        "python",
+        "numpy",
+        "torch",
+        "gymnasium",
+        "gae_fast",
+        "gae_fast_compiled",
+    }
     assert sorted(path.name for path in Path("run").iterdir()) == ["checkpoint.pt", "config.json", "metrics.csv"]
 
 
