@@ -146,7 +146,7 @@ def work():
         found["continuous"] = trained("ppo_kl", rank, env="Pendulum-v1", total_timesteps=4000, run_dir="continuous")
         import toys
 
-        SCRIPTS["vpg"].train(SCRIPTS["vpg"].Args(env="toys:Seeds-v0", num_envs=4, total_timesteps=300, quiet=True))
+        _, found["actions"], *_ = trained("vpg", rank, env="toys:Seeds-v0", num_envs=4, total_timesteps=300)
         found["seeds"] = toys.Seeds.seen
         trained("ppo_clip", rank, **killable(), run_dir="whole")
         torch.save(found, f"found{rank}.pt")
@@ -231,6 +231,7 @@ def test_ranks_have_equal_weights_after_every_update(name, found):
 @each_script
 def test_only_rank_0_writes(name, folder, found):
     assert sorted(os.listdir(folder / name)) == ["checkpoint.pt", "config.json", "metrics.csv"]
+    assert len(os.listdir(folder / "runs")) == 1  # of the run whose folder train named
     rows = list(csv.DictReader(open(folder / name / "metrics.csv", newline="")))
     *_, returned = found[1]["trained", name]
     assert len(rows) == len(returned) and rows[-1]["global_step"] == str(returned[-1]["global_step"])
@@ -245,6 +246,12 @@ def test_environments_have_the_seeds_of_one_process_with_all_of_them(found):
     expected = [seed for seed in toys.Seeds.seen if seed is not None]
     assert len(set(expected)) == 8
     assert [[seed for seed in rank["seeds"] if seed is not None] for rank in found] == [expected[:4], expected[4:]]
+
+
+def test_ranks_draw_actions_of_their_own(found):
+    """All observations are equal, as are the weights: only the random numbers can differ."""
+    first, second = (rank["actions"][0] for rank in found)
+    assert first.shape == second.shape and not torch.equal(first, second)
 
 
 def test_run_of_two_ranks_is_not_resumed_by_one(folder):

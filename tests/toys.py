@@ -6,6 +6,7 @@ import signal
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -269,11 +270,11 @@ class Restive(OneState):
 register("Restive", Restive, max_episode_steps=30)
 
 
-class OneRankFails(OneState):
-    """Episodes of 10 steps; at its 50th step it raises on rank 1, or kills rank 1 if there is no file `killed` yet."""
+class OneRankFails(CartPoleEnv):
+    """CartPole; in its 50th step it raises on rank 1, or kills rank 1 if there is no file `killed` yet."""
 
     def __init__(self, fault):
-        super().__init__(terminate_after=10)
+        super().__init__()
         self.fault, self.all_steps = fault, 0
 
     def step(self, action):
