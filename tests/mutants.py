@@ -119,7 +119,7 @@ MUTANTS = [
     (PPO, 'checkpoint["episodes"][rank()]', 'checkpoint["episodes"][0]', "killed_rank"),
     (PPO, "if args.resume == args.run_dir and", "if False and", "killed_rank"),
     (PPO, "store = store_of_this_start(store, own_rank, size)", "pass", "killed_rank or two_hosts"),
-    (PPO, 'if checkpoint["world_size"] != world_size():', "if False:", "not_resumed_by_one"),
+    (VPG, 'if checkpoint["world_size"] != world_size():', "if False:", "not_resumed_by_one"),
     (PPO, "average_over_ranks(vector, len(xs[0]))", "pass", "update_of_two"),
     (
         REINFORCE,
