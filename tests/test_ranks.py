@@ -367,7 +367,8 @@ def test_without_torchrun_there_is_no_process_group(name, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("no process group was asked for")
 
-    for operation in ("init_process_group", "all_reduce", "all_to_all_single", "all_gather_object", "gather_object"):
+    operations = ("all_reduce", "all_to_all_single", "all_gather_object", "gather_object", "broadcast_object_list")
+    for operation in ("init_process_group", *operations):
         monkeypatch.setattr(torch.distributed, operation, refuse)
     script = SCRIPTS[name]
     script.train(script.Args(**options_of(name) | {"total_timesteps": 1500}, quiet=True))
