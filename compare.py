@@ -104,7 +104,11 @@ class Run(NamedTuple):
 
 def plan(args: Args, out: Path) -> list[Job]:
     """List the runs to make. Raises ArgumentError for a run that no script can make."""
-    scripts = sorted(path.stem for path in ROOT.glob("*.py") if "\ndef train(" in path.read_text(encoding="utf-8"))
+    scripts = sorted(
+        path.stem
+        for path in ROOT.glob("*.py")
+        if "\ndef train(" in path.read_text(encoding="utf-8")
+    )
     shared = split_words("--options", args.options)
     jobs = []
     for label in args.runs:
@@ -112,12 +116,24 @@ def plan(args: Args, out: Path) -> list[Job]:
         options = [*shared, *own_options]  # of an argument in both, a script takes the last
         script = name.removesuffix(".py")
         if script not in scripts:
-            raise ArgumentError(f"--runs: expected scripts out of {', '.join(scripts)}, got {name!r}")
-        steps = [] if args.total_timesteps is None else ["--total-timesteps", str(args.total_timesteps)]
+            raise ArgumentError(
+                f"--runs: expected scripts out of {', '.join(scripts)}, got {name!r}"
+            )
+        steps = (
+            [] if args.total_timesteps is None else ["--total-timesteps", str(args.total_timesteps)]
+        )
         for seed in range(1, args.seeds + 1):
             folder = out / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', label)}__{seed}"
             own = ("--seed", str(seed), "--run-dir", str(folder), "--quiet")
-            command = (sys.executable, str(ROOT / f"{script}.py"), "--env", args.env, *steps, *options, *own)
+            command = (
+                sys.executable,
+                str(ROOT / f"{script}.py"),
+                "--env",
+                args.env,
+                *steps,
+                *options,
+                *own,
+            )
             jobs.append(Job(label, seed, command, folder))
     if len({job.folder for job in jobs}) < len(jobs):
         raise ArgumentError(f"--runs: expected each run once, got {list(args.runs)}")
@@ -129,9 +145,15 @@ def split_words(name: str, text: str) -> list[str]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ArgumentError(f"{name}: expected words and closed quotes, got {text!r}: {error}") from error
-    if taken := {"--env", "--seed", "--run-dir", "--quiet"} & {word.split("=")[0] for word in words}:
-        raise ArgumentError(f"{name}: expected no {min(taken)}, which compare.py sets itself, got {text!r}")
+        raise ArgumentError(
+            f"{name}: expected words and closed quotes, got {text!r}: {error}"
+        ) from error
+    if taken := {"--env", "--seed", "--run-dir", "--quiet"} & {
+        word.split("=")[0] for word in words
+    }:
+        raise ArgumentError(
+            f"{name}: expected no {min(taken)}, which compare.py sets itself, got {text!r}"
+        )
     return words
 
 
@@ -140,23 +162,35 @@ def run_all(jobs: list[Job], at_a_time: int, quiet: bool) -> dict[Job, str]:
     waiting, running, failures = list(jobs), {}, {}
     with contextlib.ExitStack() as stack:
         form = "{l_bar}{bar}| {n:.1f}/{total} runs [{elapsed}<{remaining}]"
-        bar = stack.enter_context(tqdm.tqdm(total=len(jobs), bar_format=form, disable=quiet or not jobs))
+        bar = stack.enter_context(
+            tqdm.tqdm(total=len(jobs), bar_format=form, disable=quiet or not jobs)
+        )
         stack.callback(lambda: [(process.kill(), process.wait()) for process in running.values()])
         while waiting or running:
             while waiting and len(running) < at_a_time:
                 job = waiting.pop(0)
                 with open(f"{job.folder}.log", "w") as errors:
-                    running[job] = subprocess.Popen(job.command, stdout=subprocess.DEVNULL, stderr=errors)
+                    running[job] = subprocess.Popen(
+                        job.command, stdout=subprocess.DEVNULL, stderr=errors
+                    )
             time.sleep(0.1)
             for job, process in list(running.items()):
                 if process.poll() is not None:
                     del running[job]
                     log = Path(f"{job.folder}.log")
                     if process.returncode:
-                        failures[job] = complaint(log.read_text(errors="replace")) or f"status {process.returncode}"
+                        failures[job] = (
+                            complaint(log.read_text(errors="replace"))
+                            or f"status {process.returncode}"
+                        )
                     else:
                         log.unlink()
-            bar.n = len(jobs) - len(waiting) - len(running) + sum(share_done(job.folder) for job in running)
+            bar.n = (
+                len(jobs)
+                - len(waiting)
+                - len(running)
+                + sum(share_done(job.folder) for job in running)
+            )
             bar.refresh()
     return failures
 
@@ -186,7 +220,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not {"algorithm", "env", "seed", "total_timesteps"} <= config.keys():
             raise ValueError("config.json is not that of a run")
     except (OSError, ValueError, AttributeError) as error:
-        raise ArgumentError(f"--read: expected folders of runs, got {str(folder)!r}: {error}") from error
+        raise ArgumentError(
+            f"--read: expected folders of runs, got {str(folder)!r}: {error}"
+        ) from error
     return config
 
 
@@ -198,13 +234,24 @@ def read_run(folder: Path, label: str, config: dict[str, Any], threshold: float 
         if not rows:
             raise ValueError("no episode ended")
         columns = ("global_step", "wall_time", "episodic_return", "episodes")
-        steps, seconds, returns, episodes = np.array([[float(row[name]) for name in columns] for row in rows]).T
+        steps, seconds, returns, episodes = np.array(
+            [[float(row[name]) for name in columns] for row in rows]
+        ).T
         if steps[-1] < config["total_timesteps"]:
             raise ValueError(f"it ends after {steps[-1]:.0f} of {config['total_timesteps']} steps")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(f"{folder / 'metrics.csv'}: expected a finished run, got none: {error}") from error
+        raise ArgumentError(
+            f"{folder / 'metrics.csv'}: expected a finished run, got none: {error}"
+        ) from error
     reached = steps[(returns >= threshold) & (episodes >= 100)] if threshold is not None else []
-    return Run(label, config["seed"], steps, seconds, returns, float(reached[0]) if len(reached) else math.inf)
+    return Run(
+        label,
+        config["seed"],
+        steps,
+        seconds,
+        returns,
+        float(reached[0]) if len(reached) else math.inf,
+    )
 
 
 def label_configs(configs: list[dict[str, Any]]) -> list[str]:
@@ -220,7 +267,12 @@ def label_configs(configs: list[dict[str, Any]]) -> list[str]:
             if name not in no_setting and any(other.get(name) != config[name] for other in others)
         ]
         labels.append(
-            " ".join([config["algorithm"], *(f"--{name.replace('_', '-')} {config[name]}" for name in differing)])
+            " ".join(
+                [
+                    config["algorithm"],
+                    *(f"--{name.replace('_', '-')} {config[name]}" for name in differing),
+                ]
+            )
         )
     return labels
 
@@ -230,7 +282,11 @@ def label_configs(configs: list[dict[str, Any]]) -> list[str]:
 
 def over_seeds(values: np.ndarray, statistic: str, axis: int = 0) -> np.ndarray:
     """The mean over seeds, or the interquartile mean, which cuts off a quarter of them, rounded down, at either end."""
-    return np.mean(values, axis=axis) if statistic == "mean" else scipy.stats.trim_mean(values, 0.25, axis=axis)
+    return (
+        np.mean(values, axis=axis)
+        if statistic == "mean"
+        else scipy.stats.trim_mean(values, 0.25, axis=axis)
+    )
 
 
 def interval(values: np.ndarray, statistic: str) -> tuple[np.ndarray, np.ndarray]:
@@ -255,8 +311,12 @@ def curves(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
     Each run's return is the last one logged by then. The grid begins where all runs have one and ends where the last
     run ends: one that ended before keeps its return.
     """
-    grid = np.linspace(max(getattr(run, axis)[0] for run in runs), max(getattr(run, axis)[-1] for run in runs), 200)
-    rows = [run.returns[np.searchsorted(getattr(run, axis), grid, side="right") - 1] for run in runs]
+    grid = np.linspace(
+        max(getattr(run, axis)[0] for run in runs), max(getattr(run, axis)[-1] for run in runs), 200
+    )
+    rows = [
+        run.returns[np.searchsorted(getattr(run, axis), grid, side="right") - 1] for run in runs
+    ]
     return grid, np.stack(rows)
 
 
@@ -268,13 +328,23 @@ def draw(groups: dict[str, list[Run]], args: Args, env: str, path: Path) -> None
         for label, runs in groups.items():
             grid, returns = curves(runs, axis)
             count = f"{len(runs)} seed{'s' if len(runs) > 1 else ''}"
-            (line,) = panel.plot(grid, over_seeds(returns, args.statistic), label=f"{label} ({count})")
-            panel.fill_between(grid, *interval(returns, args.statistic), color=line.get_color(), alpha=0.2, linewidth=0)
+            (line,) = panel.plot(
+                grid, over_seeds(returns, args.statistic), label=f"{label} ({count})"
+            )
+            panel.fill_between(
+                grid,
+                *interval(returns, args.statistic),
+                color=line.get_color(),
+                alpha=0.2,
+                linewidth=0,
+            )
         panel.set_xlabel({"steps": "environment steps", "seconds": "seconds of training"}[axis])
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel(
-        {"mean": "return, mean over seeds", "iqm": "return, interquartile mean over seeds"}[args.statistic]
+        {"mean": "return, mean over seeds", "iqm": "return, interquartile mean over seeds"}[
+            args.statistic
+        ]
     )
     panels[0].legend(fontsize="small")
     figure.suptitle(env)
@@ -308,14 +378,20 @@ def summarize(groups: dict[str, list[Run]], args: Args) -> list[dict[str, Any]]:
         if args.threshold is not None:
             reached = np.array([run.reached for run in runs])
             row[f"reached {args.threshold:g}"] = f"{np.isfinite(reached).sum()} of {len(runs)}"
-            row["after steps"] = f"{np.median(reached):.0f}"  # inf where half of the runs never were there
-        row["returns"] = " ".join(f"{run.returns[-1]:.4g}" for run in sorted(runs, key=lambda run: run.seed))
+            row["after steps"] = (
+                f"{np.median(reached):.0f}"  # inf where half of the runs never were there
+            )
+        row["returns"] = " ".join(
+            f"{run.returns[-1]:.4g}" for run in sorted(runs, key=lambda run: run.seed)
+        )
         rows.append(row)
     return rows
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = [[str(cell) for cell in cells] for cells in ([*rows[0]], *(row.values() for row in rows))]
+    lines = [
+        [str(cell) for cell in cells] for cells in ([*rows[0]], *(row.values() for row in rows))
+    ]
     ruler = ["---" if name in ("run", "returns") else "---:" for name in rows[0]]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (lines[0], ruler, *lines[1:]))
 
@@ -327,9 +403,13 @@ def check_args(args: Args) -> None:
     for name in ("seeds", "total_timesteps", "jobs"):
         number = getattr(args, name)
         if number is not None and (type(number) is not int or number < 1):
-            raise ArgumentError(f"--{name.replace('_', '-')}: expected a whole number, 1 or more, got {number!r}")
+            raise ArgumentError(
+                f"--{name.replace('_', '-')}: expected a whole number, 1 or more, got {number!r}"
+            )
     if not args.runs and not args.read:
-        raise ArgumentError("--runs: expected at least one script, or folders with --read, got none")
+        raise ArgumentError(
+            "--runs: expected at least one script, or folders with --read, got none"
+        )
     if args.out and Path(args.out).exists() and (Path(args.out).is_file() or os.listdir(args.out)):
         raise ArgumentError(f"--out: expected a new or empty folder, got {args.out!r}")
 
@@ -341,13 +421,19 @@ def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
     """
     check_args(args)
     configs = [read_config(Path(folder)) for folder in args.read]
-    env, *other_envs = sorted({config["env"] for config in configs} | ({args.env} if args.runs else set()))
+    env, *other_envs = sorted(
+        {config["env"] for config in configs} | ({args.env} if args.runs else set())
+    )
     if other_envs:
-        raise ArgumentError(f"--read: expected runs of one environment, got {', '.join([env, *other_envs])}")
+        raise ArgumentError(
+            f"--read: expected runs of one environment, got {', '.join([env, *other_envs])}"
+        )
     name = re.sub(r"[^\w.-]+", "-", env)
     out = Path(args.out or f"comparisons/{name}__{datetime.now():%Y%m%d-%H%M%S-%f}")
     jobs = plan(args, out)
-    suffix = " (read)" if jobs else ""  # apart from this command's runs, whose settings may be others
+    suffix = (
+        " (read)" if jobs else ""
+    )  # apart from this command's runs, whose settings may be others
     read = [
         read_run(Path(folder), label + suffix, config, args.threshold)
         for folder, label, config in zip(args.read, label_configs(configs), configs)
@@ -358,14 +444,20 @@ def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ArgumentError(f"--out: expected a folder that can be made, got {str(out)!r}: {error}") from error
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        raise ArgumentError(
+            f"--out: expected a folder that can be made, got {str(out)!r}: {error}"
+        ) from error
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     failures = run_all(jobs, args.jobs or cores, args.quiet)
     made = []
     for job in jobs:
         if job not in failures:
             try:
-                made.append(read_run(job.folder, job.label, read_config(job.folder), args.threshold))
+                made.append(
+                    read_run(job.folder, job.label, read_config(job.folder), args.threshold)
+                )
             except ArgumentError as error:
                 failures[job] = str(error)
     groups: dict[str, list[Run]] = {}
@@ -379,7 +471,13 @@ def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
             writer.writeheader()
             writer.writerows(rows)
     if not args.quiet:
-        print("\n".join([markdown(rows), f"\n{out / 'learning_curves.png'}"] if rows else ["no run ended well"]))
+        print(
+            "\n".join(
+                [markdown(rows), f"\n{out / 'learning_curves.png'}"]
+                if rows
+                else ["no run ended well"]
+            )
+        )
     return rows, failures
 
 
@@ -387,9 +485,16 @@ if __name__ == "__main__":
     try:
         _, failures = compare(parse_args())
     except KeyboardInterrupt:
-        print(f"{Path(__file__).name}: interrupted; --read compares the runs that had ended", file=sys.stderr)
+        print(
+            f"{Path(__file__).name}: interrupted; --read compares the runs that had ended",
+            file=sys.stderr,
+        )
         sys.exit(130)
     except ArgumentError as error:
         sys.exit(f"{Path(__file__).name}: {error}")
     if failures:
-        sys.exit("\n".join(f"failed: {job.label}, seed {job.seed}: {said}" for job, said in failures.items()))
+        sys.exit(
+            "\n".join(
+                f"failed: {job.label}, seed {job.seed}: {said}" for job, said in failures.items()
+            )
+        )

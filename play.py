@@ -72,7 +72,9 @@ def check_args(args: Args) -> None:
         number = getattr(args, name)
         if type(number) is not int or not least <= number < 2**63:
             flag = f"--{name.replace('_', '-')}"
-            raise ArgumentError(f"{flag}: expected a whole number in [{least}, 2^63), got {number!r}")
+            raise ArgumentError(
+                f"{flag}: expected a whole number in [{least}, 2^63), got {number!r}"
+            )
     if args.deterministic and args.stochastic:
         raise ArgumentError("--deterministic: expected it or --stochastic, got both")
     if args.video is None:
@@ -81,20 +83,32 @@ def check_args(args: Args) -> None:
         raise ArgumentError("--render: expected a window or --video, got both")
     path = Path(args.video)
     if path.suffix not in (".mp4", ".gif") or path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ArgumentError(f"--video: expected a file .mp4 or .gif in a folder to write to, got {args.video!r}")
+        raise ArgumentError(
+            f"--video: expected a file .mp4 or .gif in a folder to write to, got {args.video!r}"
+        )
     if not importlib.util.find_spec("imageio") or not importlib.util.find_spec("imageio_ffmpeg"):
-        raise ArgumentError('--video: expected imageio[ffmpeg] installed (pip install "imageio[ffmpeg]"), found none')
+        raise ArgumentError(
+            '--video: expected imageio[ffmpeg] installed (pip install "imageio[ffmpeg]"), found none'
+        )
 
 
 def script_of(folder: str) -> Any:
     """Import the script that made a run. Raises ArgumentError if there is no run or no such script beside this file."""
-    scripts = sorted(path.stem for path in ROOT.glob("*.py") if "\ndef train(" in path.read_text(encoding="utf-8"))
+    scripts = sorted(
+        path.stem
+        for path in ROOT.glob("*.py")
+        if "\ndef train(" in path.read_text(encoding="utf-8")
+    )
     try:
         algorithm = json.loads(Path(folder, "config.json").read_bytes())["algorithm"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArgumentError(f"run: expected the folder of a run, got {folder!r}: {error}") from error
+        raise ArgumentError(
+            f"run: expected the folder of a run, got {folder!r}: {error}"
+        ) from error
     if algorithm not in scripts:
-        raise ArgumentError(f"run: expected one of {', '.join(scripts)}, got {folder!r}, which is of {algorithm!r}")
+        raise ArgumentError(
+            f"run: expected one of {', '.join(scripts)}, got {folder!r}, which is of {algorithm!r}"
+        )
     return importlib.import_module(algorithm)
 
 
@@ -106,7 +120,10 @@ class Video:
 
         self.path, self.part = path, path.with_name(f".part-{os.getpid()}-{path.name}")
         if path.suffix == ".gif":
-            options = {"duration": 1000 / frames_per_second, "loop": 0}  # milliseconds a frame; for ever
+            options = {
+                "duration": 1000 / frames_per_second,
+                "loop": 0,
+            }  # milliseconds a frame; for ever
         else:
             options = {"fps": frames_per_second, "macro_block_size": 2}  # sizes need only be even
         self.writer = imageio.v2.get_writer(self.part, **options)
@@ -120,7 +137,9 @@ class Video:
             self.writer.append_data(np.asarray(envs.render()[0], np.uint8))
         except Exception as error:  # an environment's own may be of any kind
             said = " ".join(str(error).split()) or type(error).__name__
-            raise ArgumentError(f"--video: expected an environment that renders images, got none: {said}") from error
+            raise ArgumentError(
+                f"--video: expected an environment that renders images, got none: {said}"
+            ) from error
 
     def __exit__(self, kind: Any, *_: Any) -> None:
         try:
@@ -138,9 +157,19 @@ def load(args: Args) -> tuple[Any, VectorEnv, nn.Module, str]:
         checkpoint = script.load_checkpoint(args.run)
         trained = script.Args(**checkpoint["args"])
         # One environment needs no process of its own, and a native vector environment has no window.
-        mode = "sync" if args.render or trained.vectorization_mode == "async" else trained.vectorization_mode
-        options = {"render_mode": "rgb_array" if args.video else args.render} if args.video or args.render else {}
-        envs = script.make_envs(dataclasses.replace(trained, num_envs=1, vectorization_mode=mode), **options)
+        mode = (
+            "sync"
+            if args.render or trained.vectorization_mode == "async"
+            else trained.vectorization_mode
+        )
+        options = (
+            {"render_mode": "rgb_array" if args.video else args.render}
+            if args.video or args.render
+            else {}
+        )
+        envs = script.make_envs(
+            dataclasses.replace(trained, num_envs=1, vectorization_mode=mode), **options
+        )
     except script.ArgumentError as error:
         raise ArgumentError(re.sub("^--(resume|env)", "run", str(error))) from error
     agent = script.Agent(envs.single_observation_space, envs.single_action_space, trained.norm_obs)
@@ -149,8 +178,12 @@ def load(args: Args) -> tuple[Any, VectorEnv, nn.Module, str]:
     except RuntimeError as error:
         envs.close()
         said = " ".join(str(error).split())
-        raise ArgumentError(f"run: expected weights that fit {trained.env}, got others: {said}") from error
-    title = f"{trained.env}, {script.__name__} after {checkpoint['progress']['global_step']:,} steps"
+        raise ArgumentError(
+            f"run: expected weights that fit {trained.env}, got others: {said}"
+        ) from error
+    title = (
+        f"{trained.env}, {script.__name__} after {checkpoint['progress']['global_step']:,} steps"
+    )
     return script, envs, agent, title
 
 
@@ -166,7 +199,9 @@ def play(args: Args) -> tuple[list[float], list[int]]:
         stack.enter_context(script.closing(envs))
         video = None
         if args.video:
-            video = stack.enter_context(Video(Path(args.video), envs.metadata.get("render_fps", 30)))
+            video = stack.enter_context(
+                Video(Path(args.video), envs.metadata.get("render_fps", 30))
+            )
         torch.manual_seed(args.seed)
         for episode in range(args.episodes):
             obs, *_ = script.arrays_of(envs, "reset", seed=args.seed if episode == 0 else None)
@@ -179,7 +214,9 @@ def play(args: Args) -> tuple[list[float], list[int]]:
                 with torch.no_grad():
                     policy = agent.policy(torch.as_tensor(obs, dtype=torch.float32))
                     actions = policy.sample() if args.stochastic else policy.mode
-                obs, rewards, terminations, truncations = script.arrays_of(envs, "step", actions.numpy())
+                obs, rewards, terminations, truncations = script.arrays_of(
+                    envs, "step", actions.numpy()
+                )
                 script.check_finite(observations=obs, rewards=rewards)
                 returns[-1] += float(rewards[0])
                 lengths[-1] += 1
@@ -198,7 +235,10 @@ if __name__ == "__main__":
         print(f"{Path(__file__).name}: interrupted", file=sys.stderr)
         sys.exit(130)
     except (ArgumentError, RuntimeError) as error:
-        if type(error).__name__ not in ("ArgumentError", "RunError"):  # each script has a RunError of its own
+        if type(error).__name__ not in (
+            "ArgumentError",
+            "RunError",
+        ):  # each script has a RunError of its own
             raise
         sys.exit(f"{Path(__file__).name}: {error}")
     except OSError as error:
