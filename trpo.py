@@ -2,7 +2,7 @@
 
 Each iteration collects a rollout with the policy π_old and maximises the surrogate, the advantages
 weighted by the ratio r, over all policies within a small KL divergence of π_old. To second order
-this ball is an ellipsoid, whose shape is the Fisher information H. The best step inside is along the
+the ball is an ellipsoid, whose shape is the Fisher information H. The best step inside is along the
 natural gradient H⁻¹g. A line search shortens it until the surrogate improves and the KL is small.
 
     maximise L(θ) = E_t[ r_t(θ) Â_t ]  subject to  E_t[ KL(π_old(· | s_t) ‖ π_θ(· | s_t)) ] ≤ δ
