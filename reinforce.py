@@ -80,9 +80,7 @@ class Args:
             if isinstance(value, (int, float)) and not least <= value <= most:
                 raise ValueError(f"{flag}: expected a number from {least} to {most}, got {value}")
         if self.num_envs == 1 and self.norm_returns and not self.reward_to_go:
-            raise ValueError(
-                "--num-envs: expected 2 or more, as one return standardised is 0, got 1"
-            )
+            raise ValueError("--num-envs: expected 2 or more with --no-reward-to-go, got 1")
         if self.run_dir and (os.path.isfile(self.run_dir) or any(Path(self.run_dir).glob("*"))):
             raise ValueError(f"--run-dir: expected a new or empty folder, got {self.run_dir!r}")
         if self.tensorboard and not importlib.util.find_spec("tensorboard"):
