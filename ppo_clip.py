@@ -47,10 +47,10 @@ RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  #
 class Args:
     env: str = "CartPole-v1"  # Gymnasium environment; `module:EnvId` imports the module first
     seed: int = 1  # of all that is random: environments, networks, sampling, shuffling
-    total_timesteps: int = 200_000  # steps of all environments; the last rollout may exceed them
+    total_timesteps: int = 200_000  # steps of all environments; the last rollout may overshoot
     num_envs: int = 32  # environments side by side; under torchrun, in each process
     num_steps: int = 32  # steps of each environment in a rollout
-    # how Gymnasium steps them; None takes its native vector environment if there is one, or sync
+    # how Gymnasium steps them; None: in the environment's own vector version if any, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.98  # discount γ
     gae_lambda: float = 0.95  # λ of generalised advantage estimation
@@ -58,17 +58,17 @@ class Args:
     norm_reward: bool = False  # divide rewards by the running deviation of their discounted sum
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
-    run_dir: str | None = None  # new folder; None makes runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to go on with; arguments not given are the run's
-    checkpoint_every: int = 10_000  # steps of each environment; new episodes begin there
+    run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
+    resume: str | None = None  # folder of a run to go on with; arguments left out are the run's
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints, which reset all
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
     learning_rate: float = 2e-3  # Adam's step size, for policy and value function alike
     update_epochs: int = 5  # passes over each rollout
     num_minibatches: int = 4  # minibatches per pass
-    clip_coef: float = 0.2  # ε: how far from 1 a ratio gains by moving
-    form: Literal["min", "phi", "beta"] = "min"  # how the clip is written; all train the same
+    clip_coef: float = 0.2  # ε: half the width of the band around ratio 1
+    form: Literal["min", "phi", "beta"] = "min"  # how the clip is written; all have one gradient
     norm_adv: bool = True  # standardise the advantages of each minibatch
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss, ½ (V − R̂)²
@@ -76,7 +76,7 @@ class Args:
     target_kl: float | None = None  # end the passes over a rollout once approx_kl exceeds this
 
     def __post_init__(self) -> None:
-        half = self.num_envs * (self.num_steps // 2)  # of the steps, as the others may only reset
+        half = self.num_envs * (self.num_steps // 2)  # every other step may only reset
         limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": half}
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
@@ -126,7 +126,7 @@ class RunningStatistics(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        prior = torch.tensor([1e-4, 0.0, 1e-4], dtype=torch.float64)  # of mean 0 and deviation 1
+        prior = torch.tensor([1e-4, 0.0, 1e-4], dtype=torch.float64)  # 1e-4 rows of mean 0, std 1
         self.register_buffer("sums", prior.repeat(size, 1))  # a buffer, so that checkpoints have it
 
     def update(self, rows: Tensor) -> None:  # (B, size)
@@ -134,8 +134,8 @@ class RunningStatistics(nn.Module):
         self.sums += mean_over_ranks(torch.stack([rows**0, rows, rows**2], dim=-1).sum(dim=0))
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        mean, square = (self.sums[:, 1:] / self.sums[:, :1]).T
-        return mean.float(), (square - mean.square()).clamp(min=1e-8).sqrt().float()
+        mean, mean_square = (self.sums[:, 1:] / self.sums[:, :1]).T
+        return mean.float(), (mean_square - mean.square()).clamp(min=1e-8).sqrt().float()
 
 
 def mlp(num_inputs: int, num_outputs: int, head_gain: float) -> nn.Sequential:
@@ -164,7 +164,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for obs (…, num_obs): Categorical, or Normal with one log_std everywhere."""
+        """π(· | s) for obs (…, num_obs): Categorical, or Normal with a state-independent log_std."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -175,7 +175,7 @@ class Agent(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def standardize(self, obs: Tensor) -> Tensor:
-        """What policy and value take, from what an environment gives."""
+        """Turn observations as an environment gives them into what policy and value take."""
         mean, std = self.obs_statistics.mean_and_std()
         return ((obs - mean) / std).clip(-10, 10) if self.norm_obs else obs
 
@@ -198,7 +198,7 @@ class Batch(NamedTuple):
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Begin new episodes, and yield rollout after rollout: num_steps of every environment.
 
-    All that is random is seeded by the seed and the iteration, so that a resumed run is the same.
+    Seed, iteration and rank seed all that is random, so that a resumed run repeats the original.
     """
     seeds = np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(3).tolist()
     torch.manual_seed(seeds[0])
@@ -211,36 +211,37 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         actions, act = [], actor_in_numpy(agent, rng)
         obs[0] = obs[-1]
         for t in range(args.num_steps):
-            # Gymnasium resets an environment on the step after an episode's last. That row is no
-            # step, and nothing may see it but for its observation: the last one of the episode
-            # before, whose value a truncated episode goes on with.
+            # The row after an episode's last only resets, so it is no step. Its observation is the
+            # last one of that episode: its value is what a truncated episode goes on with.
+            # (At t = 0, row −1 is still that of the rollout before.)
             is_step[t] = ~(terminations[t - 1] | truncations[t - 1])
             actions.append(act(obs[t]))
             step = envs.step(actions[t].reshape(envs.action_space.shape))
             obs[t + 1], rewards[t], terminations[t], truncations[t], _ = step
-        rewards[~is_step] = 0.0
         if args.norm_reward:
+            rewards[~is_step] = 0.0
             for t in range(args.num_steps):
                 discounted_sums[t] = args.gamma * discounted_sums[t - 1] * is_step[t] + rewards[t]
             agent.reward_statistics.update(torch.as_tensor(discounted_sums[is_step, None]))
             rewards /= agent.reward_statistics.mean_and_std()[1].item()
 
         arrays = (obs, np.stack(actions), is_step)
-        raw_obs, actions, rows = (torch.tensor(x, device=args.device) for x in arrays)
+        raw_obs, actions, kept = (torch.tensor(x, device=args.device) for x in arrays)
         standard_obs = agent.standardize(raw_obs)
         log_probs = agent.policy(standard_obs[:-1]).log_prob(actions)
         values = agent.value(standard_obs)
-        ends = (terminations, truncations)
+        ends = (terminations, truncations)  # both cut Â's sum; a termination drops V(s_{t+1}), too
         targets = gae_fast.gae(rewards, values.cpu(), *ends, args.gamma, args.gae_lambda)
         advantages, returns = (torch.tensor(x, device=args.device).float() for x in targets)
         fields = (standard_obs[:-1], actions, log_probs, values[:-1], advantages, returns)
-        agent.obs_statistics.update(raw_obs[:-1][rows])
-        yield Batch(*(x[rows] for x in fields))
+        if args.norm_obs:
+            agent.obs_statistics.update(raw_obs[:-1][kept])
+        yield Batch(*(x[kept] for x in fields))
 
 
 def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
     """What agent.policy(agent.standardize(obs)).sample() does, in NumPy: faster for so few rows."""
-    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "other layers: do call that"
+    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "for other layers, call that"
     w1, b1, w2, b2, w3, b3 = (x.numpy(force=True) for x in agent.actor.parameters())
     mean, std = (x.numpy(force=True) for x in agent.obs_statistics.mean_and_std())
     action_std = None if agent.discrete else agent.log_std.exp().numpy(force=True)
@@ -288,14 +289,15 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
             k3 = ratio - 1 - log_ratio  # estimates KL(π_old ‖ π_θ): joschu.net/blog/kl-approx.html
             masks = partition(ratio, advantages, args.clip_coef)
             samples.append(torch.stack([-surrogate, value_loss, entropy, k3, *masks]).detach())
-        # Over all samples of the epoch, each before the step of its minibatch.
+        # Means over the epoch; each sample is measured before the step of its minibatch.
         means = mean_over_ranks(torch.cat(samples, dim=1).mean(dim=1)).tolist()
-        if args.target_kl is not None and means[3] > args.target_kl:
+        names = "policy_loss value_loss entropy approx_kl frac_in frac_kill frac_pass".split()
+        metrics = dict(zip(names, means))
+        if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:
             break
-    names = "policy_loss value_loss entropy approx_kl frac_in frac_kill frac_pass".split()
-    metrics = dict(zip(names, means))
     metrics["clipfrac"] = metrics["frac_kill"] + metrics["frac_pass"]  # |r − 1| > ε
-    unexplained = (batch.returns - batch.values).var() / batch.returns.var().clamp(min=1e-8)
+    unexplained = (batch.returns - batch.values).var(correction=0)
+    unexplained /= batch.returns.var(correction=0).clamp(min=1e-8)
     return metrics | {"explained_variance": 1 - unexplained.item()}
 
 
@@ -307,19 +309,19 @@ def clipped_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, args
     beta:  r Â + β log π_θ, constant β = −r Â on I_kill, 0 elsewhere   the same, Theorem 1
     """
     low, high = 1 - args.clip_coef, 1 + args.clip_coef
-    if args.form == "min":  # written without ties, between which torch.min would share the gradient
+    if args.form == "min":  # so written it has no ties, where torch.min shares out the gradient
         return torch.where(advantages < 0, ratio.clamp(min=low), ratio.clamp(max=high)) * advantages
     _, kill, _ = partition(ratio, advantages, args.clip_coef)
     if args.form == "phi":
         return (ratio - torch.where(kill, ratio - ratio.clamp(low, high), 0.0)) * advantages
     beta_log_probs = torch.where(kill, -ratio.detach(), 0.0) * log_probs * advantages
-    return ratio * advantages + beta_log_probs  # with r Â's order of factors, and so its rounding
+    return ratio * advantages + beta_log_probs  # factors in r Â's order, to cancel exactly
 
 
 def partition(ratio: Tensor, advantages: Tensor, clip_coef: float) -> tuple[Tensor, Tensor, Tensor]:
     """Masks of I_in, I_kill and I_pass, each (B,). arXiv 2606.23932, section 2.
 
-    I_in: in the band 1 ± ε. I_kill: outside, on the side that Â favours. I_pass: outside, else.
+    I_in: in the band 1 ± ε. I_kill: outside, on the side that Â favours. I_pass: the rest.
     """
     above, below = ratio > 1 + clip_coef, ratio < 1 - clip_coef
     kill = (above & (advantages > 0)) | (below & (advantages < 0))
@@ -339,6 +341,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
+    learning_rates = [group["lr"] for group in optimizer.param_groups]
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -346,16 +349,16 @@ def train(args: Args) -> list[dict[str, Any]]:
     while global_step < args.total_timesteps:
         if global_step >= next_checkpoint:
             run.save_checkpoint()
-            stretch = rollouts(envs, agent, args, iteration=len(run.rows))
+            batches = rollouts(envs, agent, args, iteration=len(run.rows))
             next_checkpoint = global_step + args.checkpoint_every * args.num_envs * WORLD_SIZE
-        for group in optimizer.param_groups:
-            share_left = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
-            group["lr"] = share_left * group.setdefault("initial_lr", group["lr"])
-        batch = next(stretch)
+        share_left = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
+        for group, learning_rate in zip(optimizer.param_groups, learning_rates):
+            group["lr"] = share_left * learning_rate
+        batch = next(batches)
         metrics = update(agent, optimizer, batch, args)
 
-        num_steps = mean_over_ranks(torch.tensor(float(len(batch.obs)))) * WORLD_SIZE
-        global_step += round(num_steps.item())
+        steps_taken = mean_over_ranks(torch.tensor(float(len(batch.obs)))) * WORLD_SIZE
+        global_step += round(steps_taken.item())
         wall_time = time.perf_counter() - start
         row = {
             "global_step": global_step,
@@ -376,7 +379,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     run.save_checkpoint()
     run.bar.close()
     if RANK == 0 and not args.quiet:
-        print(f"{args.env}: {run.bar.postfix} after {global_step:,} steps; {run.folder}")
+        print(f"{args.env}: {run.bar.postfix or 'no return'}, {global_step:,} steps; {run.folder}")
     envs.close()
     return run.rows
 
@@ -386,7 +389,7 @@ class Run:
 
     def __init__(self, args: Args, envs: VectorEnv, agent: Agent, optimizer: Adam) -> None:
         self.args, self.envs, self.agent, self.optimizer = args, envs, agent, optimizer
-        rows, self.rows = [], []
+        self.rows, rows = [], []
         if args.resume is not None:
             checkpoint = load_checkpoint(args.resume)
             rows = checkpoint["rows"]
@@ -406,9 +409,8 @@ class Run:
         self.file = open(path, "w", newline="", buffering=1)
         self.bar = tqdm.tqdm(total=args.total_timesteps, unit="step", disable=args.quiet or RANK)
         if args.tensorboard and RANK == 0:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and seldom used
-
-            self.tensorboard = SummaryWriter(self.folder, purge_step=0)
+            module = importlib.import_module("torch.utils.tensorboard")  # slow, and seldom used
+            self.tensorboard = module.SummaryWriter(self.folder, purge_step=0)
         for row in rows:
             self.write(row)
 
@@ -418,12 +420,13 @@ class Run:
         if len(self.rows) == 1:
             writer.writeheader()
         writer.writerow(row)
-        self.bar.set_postfix_str(f"return {str(row['episodic_return'])[:7]}", refresh=False)
+        if row["episodic_return"] is not None:
+            self.bar.set_postfix_str(f"return {row['episodic_return']:.5g}", refresh=False)
         self.bar.update(row["global_step"] - self.bar.n)
         if self.args.tensorboard and RANK == 0:
-            charts = ("episodes", "episodic_return", "episodic_length", "SPS", "learning_rate")
+            charts = (*list(row)[:6], "learning_rate")  # tags as in CleanRL
             for name in [x for x in row if row[x] is not None]:
-                tag = f"{'charts' if name in charts else 'losses'}/{name}"  # as in CleanRL
+                tag = f"{'charts' if name in charts else 'losses'}/{name}"
                 self.tensorboard.add_scalar(tag, row[name], row["global_step"])
             self.tensorboard.flush()
 
@@ -443,19 +446,19 @@ class Run:
 
 
 def load_checkpoint(folder: str) -> dict[str, Any]:
-    """Read a run's checkpoint, running nothing in it. Raises ValueError if it is no such thing."""
+    """Read a run's checkpoint, executing nothing in it. Raises ValueError if there is none."""
     try:
         checkpoint = torch.load(f"{folder}/checkpoint.pt", map_location="cpu", weights_only=True)
         if checkpoint["algorithm"] != ALGORITHM:
             raise ValueError(f"it is one of {checkpoint['algorithm']}")
-    except Exception as e:  # torch's are of many kinds
+    except Exception as e:  # torch raises many kinds
         raise ValueError(f"--resume: expected a run of {ALGORITHM}, got {folder!r}: {e}") from e
     checkpoint["args"] |= {"run_dir": None, "resume": folder}
     return checkpoint
 
 
 def mean_over_ranks(*tensors: Tensor) -> Tensor:
-    """Replace tensors by their means over torchrun's processes; return the first. One message."""
+    """Replace tensors by their means over torchrun's processes, in one message; return one."""
     if WORLD_SIZE > 1:
         vector = nn.utils.parameters_to_vector(tensors)
         torch.distributed.all_reduce(vector)

@@ -1,17 +1,17 @@
 """VPG: the vanilla policy gradient, with a value function as baseline.
 
 Each iteration collects a rollout with the policy π_θ, takes one step along the gradient that the
-rollout estimates, and fits the value function V to the rollout's returns. V turns returns into
+rollout estimates, and fits the value function V to the rollout's returns. V turns rewards into
 advantages Â, which say how much better an action was than the policy's average one. Generalised
-advantage estimation trades their variance (λ = 1: rewards up to the rollout's end, and V there)
-for bias (λ = 0: one-step TD errors).
+advantage estimation goes from λ = 0, one-step TD errors (bias), to λ = 1, all rewards up to the
+end of the episode or rollout (variance).
 
     ∇J(θ) = E_t[ ∇log π_θ(a_t | s_t) Â_t ]
     Â_t = Σ_l (γλ)^l δ_{t+l},   δ_t = r_t + γ V(s_{t+1}) − V(s_t)
 
 Sutton et al. 2000, "Policy Gradient Methods for Reinforcement Learning with Function
 Approximation", Theorem 1. Schulman et al. 2016, "High-Dimensional Continuous Control Using
-Generalized Advantage Estimation" (arXiv 1506.02438), eq. 16 and 28.
+Generalized Advantage Estimation" (arXiv 1506.02438), eq. 16 (Â) and 28 (V).
 
     python vpg.py --env CartPole-v1
     python vpg.py --env InvertedPendulum-v5 --num-envs 8 --vectorization-mode async --norm-obs
@@ -53,10 +53,10 @@ RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  #
 class Args:
     env: str = "CartPole-v1"  # Gymnasium environment; `module:EnvId` imports the module first
     seed: int = 1  # of all that is random: environments, networks, sampling, shuffling
-    total_timesteps: int = 200_000  # steps of all environments; the last rollout may exceed them
+    total_timesteps: int = 200_000  # steps of all environments; the last rollout may overshoot
     num_envs: int = 32  # environments side by side; under torchrun, in each process
     num_steps: int = 32  # steps of each environment in a rollout
-    # how Gymnasium steps them; None takes its native vector environment if there is one, or sync
+    # how Gymnasium steps them; None: in the environment's own vector version if any, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.98  # discount γ
     gae_lambda: float = 0.95  # λ of generalised advantage estimation
@@ -64,9 +64,9 @@ class Args:
     norm_reward: bool = False  # divide rewards by the running deviation of their discounted sum
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
-    run_dir: str | None = None  # new folder; None makes runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to go on with; arguments not given are the run's
-    checkpoint_every: int = 10_000  # steps of each environment; new episodes begin there
+    run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
+    resume: str | None = None  # folder of a run to go on with; arguments left out are the run's
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints, which reset all
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
@@ -77,7 +77,7 @@ class Args:
     num_minibatches: int = 4  # minibatches per pass
 
     def __post_init__(self) -> None:
-        half = self.num_envs * (self.num_steps // 2)  # of the steps, as the others may only reset
+        half = self.num_envs * (self.num_steps // 2)  # every other step may only reset
         limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": half}
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
@@ -127,7 +127,7 @@ class RunningStatistics(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        prior = torch.tensor([1e-4, 0.0, 1e-4], dtype=torch.float64)  # of mean 0 and deviation 1
+        prior = torch.tensor([1e-4, 0.0, 1e-4], dtype=torch.float64)  # 1e-4 rows of mean 0, std 1
         self.register_buffer("sums", prior.repeat(size, 1))  # a buffer, so that checkpoints have it
 
     def update(self, rows: Tensor) -> None:  # (B, size)
@@ -135,8 +135,8 @@ class RunningStatistics(nn.Module):
         self.sums += mean_over_ranks(torch.stack([rows**0, rows, rows**2], dim=-1).sum(dim=0))
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
-        mean, square = (self.sums[:, 1:] / self.sums[:, :1]).T
-        return mean.float(), (square - mean.square()).clamp(min=1e-8).sqrt().float()
+        mean, mean_square = (self.sums[:, 1:] / self.sums[:, :1]).T
+        return mean.float(), (mean_square - mean.square()).clamp(min=1e-8).sqrt().float()
 
 
 def mlp(num_inputs: int, num_outputs: int, head_gain: float) -> nn.Sequential:
@@ -165,7 +165,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for obs (…, num_obs): Categorical, or Normal with one log_std everywhere."""
+        """π(· | s) for obs (…, num_obs): Categorical, or Normal with a state-independent log_std."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -176,7 +176,7 @@ class Agent(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def standardize(self, obs: Tensor) -> Tensor:
-        """What policy and value take, from what an environment gives."""
+        """Turn observations as an environment gives them into what policy and value take."""
         mean, std = self.obs_statistics.mean_and_std()
         return ((obs - mean) / std).clip(-10, 10) if self.norm_obs else obs
 
@@ -199,7 +199,7 @@ class Batch(NamedTuple):
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Begin new episodes, and yield rollout after rollout: num_steps of every environment.
 
-    All that is random is seeded by the seed and the iteration, so that a resumed run is the same.
+    Seed, iteration and rank seed all that is random, so that a resumed run repeats the original.
     """
     seeds = np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(3).tolist()
     torch.manual_seed(seeds[0])
@@ -212,36 +212,37 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         actions, act = [], actor_in_numpy(agent, rng)
         obs[0] = obs[-1]
         for t in range(args.num_steps):
-            # Gymnasium resets an environment on the step after an episode's last. That row is no
-            # step, and nothing may see it but for its observation: the last one of the episode
-            # before, whose value a truncated episode goes on with.
+            # The row after an episode's last only resets, so it is no step. Its observation is the
+            # last one of that episode: its value is what a truncated episode goes on with.
+            # (At t = 0, row −1 is still that of the rollout before.)
             is_step[t] = ~(terminations[t - 1] | truncations[t - 1])
             actions.append(act(obs[t]))
             step = envs.step(actions[t].reshape(envs.action_space.shape))
             obs[t + 1], rewards[t], terminations[t], truncations[t], _ = step
-        rewards[~is_step] = 0.0
         if args.norm_reward:
+            rewards[~is_step] = 0.0
             for t in range(args.num_steps):
                 discounted_sums[t] = args.gamma * discounted_sums[t - 1] * is_step[t] + rewards[t]
             agent.reward_statistics.update(torch.as_tensor(discounted_sums[is_step, None]))
             rewards /= agent.reward_statistics.mean_and_std()[1].item()
 
         arrays = (obs, np.stack(actions), is_step)
-        raw_obs, actions, rows = (torch.tensor(x, device=args.device) for x in arrays)
+        raw_obs, actions, kept = (torch.tensor(x, device=args.device) for x in arrays)
         standard_obs = agent.standardize(raw_obs)
         log_probs = agent.policy(standard_obs[:-1]).log_prob(actions)
         values = agent.value(standard_obs)
-        ends = (terminations, truncations)
+        ends = (terminations, truncations)  # both cut Â's sum; a termination drops V(s_{t+1}), too
         targets = gae_fast.gae(rewards, values.cpu(), *ends, args.gamma, args.gae_lambda)
         advantages, returns = (torch.tensor(x, device=args.device).float() for x in targets)
         fields = (standard_obs[:-1], actions, log_probs, values[:-1], advantages, returns)
-        agent.obs_statistics.update(raw_obs[:-1][rows])
-        yield Batch(*(x[rows] for x in fields))
+        if args.norm_obs:
+            agent.obs_statistics.update(raw_obs[:-1][kept])
+        yield Batch(*(x[kept] for x in fields))
 
 
 def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
     """What agent.policy(agent.standardize(obs)).sample() does, in NumPy: faster for so few rows."""
-    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "other layers: do call that"
+    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "for other layers, call that"
     w1, b1, w2, b2, w3, b3 = (x.numpy(force=True) for x in agent.actor.parameters())
     mean, std = (x.numpy(force=True) for x in agent.obs_statistics.mean_and_std())
     action_std = None if agent.discrete else agent.log_std.exp().numpy(force=True)
@@ -277,15 +278,15 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
     optimizer.zero_grad()
     loss.backward()
     mean_over_ranks(*(x.grad for x in agent.parameters() if x.grad is not None))
-    optimizer.step()  # moves the policy alone: the critic has no gradient
+    optimizer.step()  # of the policy alone: Adam skips the critic, whose gradients are None
     value_loss = fit_critic(agent, optimizer, batch, args)
 
     with torch.no_grad():
         log_ratio = agent.policy(batch.obs).log_prob(batch.actions) - batch.log_probs
-    k3 = (
-        log_ratio.exp() - 1 - log_ratio
-    )  # estimates KL(π_old ‖ π_θ): joschu.net/blog/kl-approx.html
-    unexplained = (batch.returns - batch.values).var() / batch.returns.var().clamp(min=1e-8)
+    # estimates KL(π_old ‖ π_θ): joschu.net/blog/kl-approx.html
+    k3 = log_ratio.exp() - 1 - log_ratio
+    unexplained = (batch.returns - batch.values).var(correction=0)
+    unexplained /= batch.returns.var(correction=0).clamp(min=1e-8)
     return {
         "policy_loss": loss.item(),
         "value_loss": value_loss,
@@ -322,6 +323,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
+    learning_rates = [group["lr"] for group in optimizer.param_groups]
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -329,16 +331,16 @@ def train(args: Args) -> list[dict[str, Any]]:
     while global_step < args.total_timesteps:
         if global_step >= next_checkpoint:
             run.save_checkpoint()
-            stretch = rollouts(envs, agent, args, iteration=len(run.rows))
+            batches = rollouts(envs, agent, args, iteration=len(run.rows))
             next_checkpoint = global_step + args.checkpoint_every * args.num_envs * WORLD_SIZE
-        for group in optimizer.param_groups:
-            share_left = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
-            group["lr"] = share_left * group.setdefault("initial_lr", group["lr"])
-        batch = next(stretch)
+        share_left = 1 - global_step / args.total_timesteps if args.anneal_lr else 1.0
+        for group, learning_rate in zip(optimizer.param_groups, learning_rates):
+            group["lr"] = share_left * learning_rate
+        batch = next(batches)
         metrics = update(agent, optimizer, batch, args)
 
-        num_steps = mean_over_ranks(torch.tensor(float(len(batch.obs)))) * WORLD_SIZE
-        global_step += round(num_steps.item())
+        steps_taken = mean_over_ranks(torch.tensor(float(len(batch.obs)))) * WORLD_SIZE
+        global_step += round(steps_taken.item())
         wall_time = time.perf_counter() - start
         row = {
             "global_step": global_step,
@@ -359,7 +361,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     run.save_checkpoint()
     run.bar.close()
     if RANK == 0 and not args.quiet:
-        print(f"{args.env}: {run.bar.postfix} after {global_step:,} steps; {run.folder}")
+        print(f"{args.env}: {run.bar.postfix or 'no return'}, {global_step:,} steps; {run.folder}")
     envs.close()
     return run.rows
 
@@ -369,7 +371,7 @@ class Run:
 
     def __init__(self, args: Args, envs: VectorEnv, agent: Agent, optimizer: Adam) -> None:
         self.args, self.envs, self.agent, self.optimizer = args, envs, agent, optimizer
-        rows, self.rows = [], []
+        self.rows, rows = [], []
         if args.resume is not None:
             checkpoint = load_checkpoint(args.resume)
             rows = checkpoint["rows"]
@@ -389,9 +391,8 @@ class Run:
         self.file = open(path, "w", newline="", buffering=1)
         self.bar = tqdm.tqdm(total=args.total_timesteps, unit="step", disable=args.quiet or RANK)
         if args.tensorboard and RANK == 0:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and seldom used
-
-            self.tensorboard = SummaryWriter(self.folder, purge_step=0)
+            module = importlib.import_module("torch.utils.tensorboard")  # slow, and seldom used
+            self.tensorboard = module.SummaryWriter(self.folder, purge_step=0)
         for row in rows:
             self.write(row)
 
@@ -401,12 +402,13 @@ class Run:
         if len(self.rows) == 1:
             writer.writeheader()
         writer.writerow(row)
-        self.bar.set_postfix_str(f"return {str(row['episodic_return'])[:7]}", refresh=False)
+        if row["episodic_return"] is not None:
+            self.bar.set_postfix_str(f"return {row['episodic_return']:.5g}", refresh=False)
         self.bar.update(row["global_step"] - self.bar.n)
         if self.args.tensorboard and RANK == 0:
-            charts = ("episodes", "episodic_return", "episodic_length", "SPS", "learning_rate")
+            charts = (*list(row)[:6], "learning_rate")  # tags as in CleanRL
             for name in [x for x in row if row[x] is not None]:
-                tag = f"{'charts' if name in charts else 'losses'}/{name}"  # as in CleanRL
+                tag = f"{'charts' if name in charts else 'losses'}/{name}"
                 self.tensorboard.add_scalar(tag, row[name], row["global_step"])
             self.tensorboard.flush()
 
@@ -426,19 +428,19 @@ class Run:
 
 
 def load_checkpoint(folder: str) -> dict[str, Any]:
-    """Read a run's checkpoint, running nothing in it. Raises ValueError if it is no such thing."""
+    """Read a run's checkpoint, executing nothing in it. Raises ValueError if there is none."""
     try:
         checkpoint = torch.load(f"{folder}/checkpoint.pt", map_location="cpu", weights_only=True)
         if checkpoint["algorithm"] != ALGORITHM:
             raise ValueError(f"it is one of {checkpoint['algorithm']}")
-    except Exception as e:  # torch's are of many kinds
+    except Exception as e:  # torch raises many kinds
         raise ValueError(f"--resume: expected a run of {ALGORITHM}, got {folder!r}: {e}") from e
     checkpoint["args"] |= {"run_dir": None, "resume": folder}
     return checkpoint
 
 
 def mean_over_ranks(*tensors: Tensor) -> Tensor:
-    """Replace tensors by their means over torchrun's processes; return the first. One message."""
+    """Replace tensors by their means over torchrun's processes, in one message; return one."""
     if WORLD_SIZE > 1:
         vector = nn.utils.parameters_to_vector(tensors)
         torch.distributed.all_reduce(vector)

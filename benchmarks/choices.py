@@ -1,130 +1,243 @@
-"""What each choice that costs the scripts some text saves: the time with the plain way, divided by the time as it is.
+"""What each piece of code that is there for speed brings, and what was left out would have brought.
 
-    python benchmarks/choices.py --rounds 20
+    python benchmarks/choices.py
+    python benchmarks/choices.py --rounds 3 --only NumPy
 
-The plain ways: to act with torch, not NumPy; torch's own Categorical; torch.optim.Adam, fused, with
-torch.nn.utils.clip_grad_norm_; in TRPO, Fisher products as derivatives of the gradient of the KL. Each takes turns with
-the script as it is, on networks of its own; figures are medians over the rounds. HalfCheetah needs MuJoCo, and is left
-out without it.
+A gain is in per cent of the steps per second of ppo_clip.py on CartPole-v1, 4 × 128, 4 minibatches,
+4 epochs: of the script as it is over the plain way for what is kept, and of the faster way over the
+script as it is for what is not. The rule is that such code must bring one per cent for each of its
+lines. The last two rows are trpo.py's, on CartPole-v1, 8 × 256, 16 minibatches, 10 epochs, 15
+iterations of conjugate gradients: of the whole, and of update alone.
+
+The script as it is and with parts of it replaced take turns, each a short run of train, in one
+process. A gain is the median of the rounds' ratios, with the least and the greatest. The 15 rounds
+take about MINUTES minutes.
 """
 
 import argparse
-import copy
+import inspect
+import math
 import statistics
 import sys
+import tempfile
 import time
+from collections import deque
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
+from gymnasium.wrappers.vector import FlattenObservation, NormalizeReward
 from torch import nn
-from torch.distributions import Categorical, kl_divergence
+from torch.distributions import Categorical, Distribution
+from torch.optim import Adam
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import ppo_clip
 import trpo
 
-
-def torchs_policy(agent, obs):
-    return Categorical(logits=agent.actor(agent.standardize(obs)), validate_args=False)
+make_envs = ppo_clip.make_envs
 
 
 def actor_in_torch(agent, rng):
-    @torch.no_grad()
-    def act(obs):
-        return agent.policy(torch.as_tensor(obs)).sample().numpy()
-
-    return act
+    return lambda obs: agent.policy(agent.standardize(torch.as_tensor(obs))).sample().numpy()
 
 
-class TorchsAdam:
-    def __init__(self, parameters, learning_rate):
-        self.parameters = list(parameters)
-        self.optimizer = torch.optim.Adam(self.parameters, learning_rate, eps=1e-5, fused=True)
-
-    def minimize(self, loss, num_samples, max_grad_norm):
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, max_grad_norm)
-        self.optimizer.step()
+def actor_in_torch_without_standardize(agent, rng):
+    return lambda obs: agent.policy(torch.as_tensor(obs)).sample().numpy()
 
 
-def product_by_hessian(policy, parameters, damping):
-    with torch.no_grad():
-        old_policy = trpo.Categorical(policy.logits)
-    kl_gradient = trpo.flat_gradient(kl_divergence(old_policy, policy).mean(), parameters, create_graph=True)
-    return lambda vector: trpo.flat_gradient(kl_gradient @ vector, parameters, retain_graph=True) + damping * vector
+class NormalizeRecordedReward(NormalizeReward):
+    return_queue = property(lambda self: self.env.return_queue)
+    length_queue = property(lambda self: self.env.length_queue)
+    episode_count = property(lambda self: self.env.episode_count)
 
 
-class Contender:
-    """A script's rollout and update, with some of its parts replaced."""
+def envs_with_normalized_rewards(*args):
+    return NormalizeRecordedReward(make_envs(*args), gamma=0.99)
 
-    def __init__(self, script, args, categorical=False, adam=False, **replaced):
-        torch.manual_seed(1)
-        self.script, self.args, self.replaced = script, args, replaced
-        self.envs = script.make_envs(args)
-        self.agent = script.Agent(self.envs.single_observation_space, self.envs.single_action_space, False)
-        self.optimizers = script.make_optimizers(self.agent, args)
-        if categorical:
-            self.agent.policy = lambda obs: torchs_policy(self.agent, obs)
-        if adam:
-            self.agent = copy.deepcopy(self.agent)  # its parameters are no views of a vector
-            self.optimizers = {"agent": TorchsAdam(self.agent.parameters(), args.learning_rate)}
-        self.episodes = script.Episodes(self.envs, 1)
 
-    def iterate(self):
-        """One iteration; return the milliseconds that its rollout and its update took."""
-        own = {name: getattr(self.script, name) for name in self.replaced}
-        vars(self.script).update(self.replaced)
+def envs_flattened_twice(*args):
+    envs = make_envs(*args)
+    envs.env = FlattenObservation(envs.env)
+    return envs
+
+
+def no_statistics(envs):
+    envs.return_queue, envs.length_queue, envs.episode_count = deque(), deque(), 0
+    return envs
+
+
+def plain_adam(agent, args):
+    return Adam(agent.parameters(), args.learning_rate, eps=1e-5)
+
+
+def as_one_vector(parameters):
+    parameters = list(parameters)
+    vector = nn.utils.parameters_to_vector(parameters).detach()
+    vector.grad = torch.zeros_like(vector)
+    nn.utils.vector_to_parameters(vector, parameters)
+    for parameter, grad in zip(parameters, vector.grad.split([x.numel() for x in parameters])):
+        parameter.grad = grad.view_as(parameter)
+    return vector
+
+
+def adam_of_one_vector(agent, args):
+    """Adam on one vector, which is all that update then sees as parameters and as gradients."""
+    vector = as_one_vector(agent.parameters())
+    agent.parameters = lambda: [vector]
+    optimizer = Adam([vector], args.learning_rate, eps=1e-5, fused=True)
+    optimizer.zero_grad = vector.grad.zero_
+    return optimizer
+
+
+class LeanCategorical(Distribution):
+    def __init__(self, logits, validate_args):
+        super().__init__(logits.shape[:-1], validate_args=False)
+        self.logits = logits.log_softmax(dim=-1)
+
+    def sample(self):
+        return (self.logits - torch.empty_like(self.logits).exponential_().log()).argmax(dim=-1)
+
+    def log_prob(self, actions):
+        return self.logits.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self):
+        return -(self.logits.exp() * self.logits).sum(dim=-1)
+
+
+def product_of_coordinates(agent, obs, damping):
+    """The product v ↦ (H + damping I) v, where H = E_t[JᵀJ] and J = ∂y/∂θ. Appendix C.1."""
+    parameters = trpo.policy_parameters(agent)
+    y = fisher_coordinates(agent.policy(obs))
+    u = torch.zeros_like(y, requires_grad=True)  # of no consequence: Jᵀu is linear in it
+    transposed_product = trpo.flat_gradient((u * y).sum(), parameters, create_graph=True)  # Jᵀu
+
+    def product(vector):
+        (jacobian_vector,) = torch.autograd.grad(transposed_product @ vector, u, retain_graph=True)
+        weighted_mean = (jacobian_vector * y).sum() / len(y)  # whose gradient is E_t[Jᵀ(J v)]
+        fisher_vector = trpo.flat_gradient(weighted_mean, parameters, retain_graph=True)
+        return trpo.mean_over_ranks(fisher_vector) + damping * vector
+
+    return product
+
+
+def fisher_coordinates(policy):
+    """Coordinates y of the policy, in which KL(π ‖ π + dπ) is ½ |dy|² to second order."""
+    if isinstance(policy, Categorical):  # |dy|² = Σ_a p_a (d log p_a)²
+        return (0.5 * policy.logits).exp().detach() * policy.logits
+    normal = policy.base_dist  # |dy|² = Σ (dμ / σ)² + 2 (d log σ)²
+    scaled = (normal.loc / normal.scale.detach(), math.sqrt(2) * normal.scale.log())
+    return torch.stack(scaled, dim=1)
+
+
+def lines_of(*functions: Any) -> int:
+    return sum(bool(x.strip()) for f in functions for x in inspect.getsource(f).splitlines())
+
+
+class Choice(NamedTuple):
+    name: str
+    kept: bool
+    lines: int  # of the faster text that the plain one would do without
+    replaced: dict[str, Any]  # parts of the script
+    options: dict[str, Any] = {}  # of the script as it is
+    script: ModuleType = ppo_clip
+
+
+ACTOR = lines_of(ppo_clip.actor_in_numpy) + 1  # and its generator
+PRODUCT = lines_of(product_of_coordinates, fisher_coordinates) - lines_of(
+    trpo.fisher_vector_product
+)
+CHOICES = [
+    Choice("acting in NumPy", True, ACTOR, {"actor_in_numpy": actor_in_torch}),
+    Choice(
+        "acting in NumPy; the plain way without standardize",
+        True,
+        ACTOR,
+        {"actor_in_numpy": actor_in_torch_without_standardize},
+    ),
+    Choice(
+        "rewards normalised once a rollout, not by NormalizeReward",
+        True,
+        6,  # five in rollouts, one in Agent
+        {"make_envs": envs_with_normalized_rewards},
+        {"norm_reward": True},
+    ),
+    Choice("Adam fused", True, 0, {"make_optimizer": plain_adam}),
+    Choice("FlattenObservation only where needed", True, 1, {"make_envs": envs_flattened_twice}),
+    Choice(
+        "parameters and gradients as views of one vector",
+        False,
+        lines_of(as_one_vector) + 2,  # and two in update
+        {"make_optimizer": adam_of_one_vector},
+    ),
+    Choice(
+        "own records of episodes, if they took no time",
+        False,
+        15,
+        {"RecordEpisodeStatistics": no_statistics},
+    ),
+    Choice("own Categorical", False, lines_of(LeanCategorical), {"Categorical": LeanCategorical}),
+    Choice(
+        "TRPO: Fisher products by coordinates, not by the KL's derivatives",
+        False,
+        PRODUCT,
+        {"fisher_vector_product": product_of_coordinates},
+        script=trpo,
+    ),
+]
+SIZES = {
+    ppo_clip: {"num_envs": 4, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4},
+    trpo: {"num_envs": 8, "num_steps": 256, "num_minibatches": 16, "cg_iters": 15},
+}
+
+
+def speeds(script: ModuleType, options: dict[str, Any], seed: int) -> tuple[float, float]:
+    """Steps per second of a short run of train, and of update alone."""
+    in_update = [0.0]
+
+    def timed_update(*args, update=script.update):
         start = time.perf_counter()
-        batch = self.script.rollout(self.envs, self.agent, self.episodes, self.args)
-        between = time.perf_counter()
-        self.script.update(self.agent, self.optimizers, batch, self.args)
-        end = time.perf_counter()
-        vars(self.script).update(own)
-        return 1e3 * (between - start), 1e3 * (end - between)
+        metrics = update(*args)
+        in_update[0] += time.perf_counter() - start
+        return metrics
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(script, "update", timed_update):
+        own = {"run_dir": f"{folder}/run", "quiet": True, "total_timesteps": 20_000, "gamma": 0.99}
+        last = script.train(script.Args(seed=seed, **own, **SIZES[script], **options))[-1]
+    return last["global_step"] / last["wall_time"], last["global_step"] / in_update[0]
 
 
-def compare(title, contenders, rounds):
-    times = {name: [] for name in contenders}
-    for turn in range(rounds + 2):
-        for name, contender in contenders.items():
-            outcome = contender.iterate()
-            if turn >= 2:  # the first two warm up
-                times[name].append((*outcome, sum(outcome)))
-    base = [statistics.median(x) for x in zip(*times["as it is"])]
-    print(f"| {title}: as it is | " + " | ".join(f"{x:.1f} ms" for x in base) + " |")
-    for name in list(contenders)[1:]:
-        ratios = [statistics.median(x) / y for x, y in zip(zip(*times[name]), base)]
-        print(f"| {name} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |", flush=True)
+def compare(choice: Choice, rounds: int) -> None:
+    ratios = []
+    for seed in range(rounds + 1):
+        as_it_is = speeds(choice.script, choice.options, seed)
+        with mock.patch.multiple(choice.script, **choice.replaced):
+            replaced = speeds(choice.script, {}, seed)
+        fast, slow = (as_it_is, replaced) if choice.kept else (replaced, as_it_is)
+        ratios.append([100 * (x / y - 1) for x, y in zip(fast, slow)])
+    whole, update = zip(*ratios[1:])  # the first round warms up
+    for part, gains in {"": whole, ", update alone": update}.items():
+        if part and choice.script is ppo_clip:
+            continue
+        gain = statistics.median(gains)
+        per_line = f"{gain / choice.lines:.1f}" if choice.lines else "—"
+        cells = [choice.name + part, "yes" if choice.kept else "no", f"{choice.lines}"]
+        cells += [f"{gain:.1f} ({min(gains):.1f} to {max(gains):.1f})", per_line]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--rounds", type=int, default=20, help="how often each takes its turn")
-rounds = parser.parse_args().rounds
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="how often each takes its turn")
+    parser.add_argument("--only", default="", help="only choices whose name has this in it")
+    arguments = parser.parse_args()
 
-torch.set_num_threads(1)
-print("| | rollout | update | both |\n| --- | ---: | ---: | ---: |")
-sizes = {"CartPole-v1": (4, 128, 4, 4), "HalfCheetah-v5": (1, 2048, 32, 10)}
-for env, (num_envs, num_steps, num_minibatches, epochs) in sizes.items():
-    args = ppo_clip.Args(env, 1, 1, num_envs, num_steps, num_minibatches=num_minibatches, update_epochs=epochs)
-    plain = {
-        "acts with torch": {"actor_in_numpy": actor_in_torch},
-        "torch's Categorical": {"categorical": True},
-        "torch.optim.Adam": {"adam": True},
-    }
-    if env == "HalfCheetah-v5":
-        del plain["torch's Categorical"]  # its normal policy is made of torch's own distributions
-    plain["all of these"] = {name: value for part in plain.values() for name, value in part.items()}
-    try:
-        contenders = {"as it is": Contender(ppo_clip, args)}
-        contenders |= {name: Contender(ppo_clip, args, **parts) for name, parts in plain.items()}
-    except ppo_clip.ArgumentError as error:
-        print(f"left out: {error}", file=sys.stderr)
-        continue
-    compare(f"ppo_clip.py, {env}, {num_envs} × {num_steps}", contenders, rounds)
-for args in (trpo.Args(num_envs=8, num_steps=256, num_minibatches=16, cg_iters=15), trpo.Args()):
-    contenders = {
-        "as it is": Contender(trpo, args),
-        "products by the KL's Hessian": Contender(trpo, args, fisher_vector_product=product_by_hessian),
-    }
-    compare(f"trpo.py, CartPole-v1, {args.num_envs} × {args.num_steps}", contenders, rounds)
+    print("| choice | kept | lines | gain, % | gain per line, % |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    for one in CHOICES:
+        if arguments.only in one.name:
+            compare(one, arguments.rounds)

@@ -1,11 +1,15 @@
-"""Time gae_fast.gae beside a NumPy loop, numba and rlox, and print a Markdown table: python benchmarks/gae.py
+"""Time gae_fast.gae beside a NumPy loop, numba and rlox, and print a Markdown table.
 
-Every contender gets time-major float64 arrays with boolean terminations and truncations, and returns the advantages and
-returns in the same order. rlox knows only one kind of episode end and wants each environment's steps together, so it is
-given the terminations alone and is charged the transposes. A contender that is not installed is left out.
-Times are medians over rounds in which the contenders take turns; the ratios carry over to another machine better.
+    python benchmarks/gae.py
+
+Every contender gets time-major float64 arrays with boolean terminations and truncations, and
+returns the advantages and returns in the same order. rlox knows only one kind of episode end and
+wants each environment's steps together, so it is given the terminations alone and is charged the
+transposes. A contender that is not installed is left out. Times are medians over rounds in which
+the contenders take turns; the ratios carry over to another machine better.
 """
 
+import functools
 import statistics
 import timeit
 
@@ -32,7 +36,10 @@ def ours(rewards, values, terminations, truncations):
 
 
 def rlox_batched(rewards, values, terminations, truncations):
-    flat = [np.ascontiguousarray(x.T).ravel() for x in (rewards, values[:-1], terminations.astype(float))]
+    flat = [
+        np.ascontiguousarray(x.T).ravel()
+        for x in (rewards, values[:-1], terminations.astype(float))
+    ]
     num_steps, num_envs = rewards.shape
     results = rlox.compute_gae_batched(*flat, values[-1].copy(), num_steps, GAMMA, GAE_LAMBDA)
     return tuple(np.ascontiguousarray(x.reshape(num_envs, num_steps).T) for x in results)
@@ -48,7 +55,11 @@ else:
     @numba.njit
     def numba_loop(rewards, values, terminations, truncations):
         num_steps, num_envs = rewards.shape
-        advantages, returns, last = np.empty((num_steps, num_envs)), np.empty((num_steps, num_envs)), np.zeros(num_envs)
+        advantages, returns, last = (
+            np.empty((num_steps, num_envs)),
+            np.empty((num_steps, num_envs)),
+            np.zeros(num_envs),
+        )
         for t in range(num_steps - 1, -1, -1):
             for n in range(num_envs):
                 advantage = rewards[t, n] - values[t, n]
@@ -68,9 +79,8 @@ except ImportError:
 else:
     contenders["rlox"] = rlox_batched
 
-print(
-    f"gae_fast {gae_fast.__version__}, {'compiled' if gae_fast.COMPILED else 'interpreted'}; NumPy {np.__version__}\n"
-)
+build = "compiled" if gae_fast.COMPILED else "interpreted"
+print(f"gae_fast {gae_fast.__version__}, {build}; NumPy {np.__version__}\n")
 others = [name for name in contenders if name != "gae_fast"]
 print(
     "| (T, N) | "
@@ -81,18 +91,22 @@ print(
 print("| --- |" + " ---: |" * (len(contenders) + len(others)))
 for num_steps, num_envs in SIZES:
     rng = np.random.default_rng(0)
-    rewards, values = rng.standard_normal((num_steps, num_envs)), rng.standard_normal((num_steps + 1, num_envs))
+    rewards = rng.standard_normal((num_steps, num_envs))
+    values = rng.standard_normal((num_steps + 1, num_envs))
     terminations, truncations = rng.random((2, num_steps, num_envs)) < 0.01
+    arrays = (rewards, values, terminations, truncations)
     for name, function in contenders.items():
-        ends = (terminations, truncations) if name != "rlox" else (terminations, np.zeros_like(truncations))
-        for got, expected in zip(function(rewards, values, *ends), numpy_loop(rewards, values, *ends)):
+        ends = (terminations, np.zeros_like(truncations) if name == "rlox" else truncations)
+        results = function(rewards, values, *ends)
+        for got, expected in zip(results, numpy_loop(rewards, values, *ends)):
             np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9, err_msg=name)
     times = {name: [] for name in contenders}
     for _ in range(ROUNDS):
         for name, function in contenders.items():
             number = 5 if name == "NumPy loop" else max(10, 200_000 // (num_steps * num_envs))
-            seconds = timeit.timeit(lambda: function(rewards, values, terminations, truncations), number=number)  # noqa: B023
+            seconds = timeit.timeit(functools.partial(function, *arrays), number=number)
             times[name].append(seconds / number * 1e6)
     median = {name: statistics.median(times[name]) for name in contenders}
-    cells = [f"{median[name]:.1f}" for name in contenders] + [f"{median[x] / median['gae_fast']:.2f}" for x in others]
+    cells = [f"{median[name]:.1f}" for name in contenders]
+    cells += [f"{median[x] / median['gae_fast']:.2f}" for x in others]
     print(f"| ({num_steps}, {num_envs}) | " + " | ".join(cells) + " |")

@@ -1,19 +1,23 @@
-"""Measure the noise and the bias of the policy gradient's estimate at a fixed policy, by the weight of each action.
+"""Measure the noise and the bias of the policy gradient's estimate at a fixed policy, by the weight
+of each action.
 
     python benchmarks/gradient_variance.py --out gradient_variance.png
 
-For each seed, reinforce.py trains a policy for a while, which is then held fixed. A critic V is fitted to the returns
-of one half of the episodes that it plays, and a poor one to twenty of them in one pass; each episode of the other half
-gives one estimate Σ_t ∇log π(a_t | s_t) Ψ_t for each weight Ψ_t. γ is 1, so that all weights but GAE with λ < 1
-estimate one gradient without bias, that of the mean return of an episode.
+For each seed, reinforce.py trains a policy for a while, which is then held fixed. A critic V is
+fitted to the returns of one half of the episodes that it plays, and a poor one to twenty of them in
+one pass; each episode of the other half gives one estimate Σ_t ∇log π(a_t | s_t) Ψ_t for each
+weight Ψ_t. γ is 1, so that all weights but GAE with λ < 1 estimate one gradient without bias, that
+of the mean return of an episode.
 
 noise: E‖ĝ − E ĝ‖² / ‖∇J‖², the number of episodes whose mean has as much noise in it as signal.
-bias: ‖E ĝ − ∇J‖ / ‖∇J‖, where ∇J is the mean with R̂_t − V(s_t), whose own noise is subtracted; `unseen` is the size of
-bias that noise would show where there is none. R(τ), R̂ and R̂ − V have none, whatever V is.
+bias: ‖E ĝ − ∇J‖ / ‖∇J‖, where ∇J is the mean with R̂_t − V(s_t), whose own noise is subtracted;
+`unseen` is the size of bias that noise would show where there is none. R(τ), R̂ and R̂ − V have
+none, whatever V is.
 """
 
 import argparse
 import contextlib
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -28,42 +32,45 @@ import gae_fast
 import reinforce
 
 LAMBDAS = [1.0, 0.98, 0.9, 0.5, 0.0]
-ADVANTAGES = ["R̂ − V, as GAE with λ = 1", *(f"GAE, λ = {gae_lambda:g}" for gae_lambda in LAMBDAS[1:])]
-WEIGHTS = ["R(τ), the total return", "R̂, the reward-to-go", *ADVANTAGES, *(f"{x}, poor V" for x in ADVANTAGES)]
+ADVANTAGES = ["R̂ − V, as GAE with λ = 1", *(f"GAE, λ = {x:g}" for x in LAMBDAS[1:])]
+WEIGHTS = ["R(τ), the total return", "R̂, the reward-to-go", *ADVANTAGES]
+WEIGHTS += [f"{x}, poor V" for x in ADVANTAGES]
 REFERENCE = WEIGHTS.index(ADVANTAGES[0])
 
 
 def play(agent, args, num_episodes):
-    """Whole episodes of the policy, one after another, as reinforce.py's batches; what training logged is left out."""
-    with contextlib.closing(reinforce.make_envs(args)) as envs:
-        episodes = reinforce.Episodes(envs, args.seed + 1)  # others than those of the training
-        return [reinforce.rollout(envs, agent, episodes, args) for _ in range(num_episodes)]
+    """Whole episodes of the policy, one after another, as reinforce.py's batches."""
+    with contextlib.closing(reinforce.make_envs(args.env)) as envs:
+        return list(itertools.islice(reinforce.rollouts(envs, agent, args, 0), num_episodes))
 
 
 def fit_critic(batches, num_epochs):
-    """V(s), fitted to the reward-to-go; it works on returns divided by their deviation, as tanh networks prefer."""
-    obs, returns = torch.cat([x.obs for x in batches]), torch.cat([x.rewards_to_go for x in batches])
+    """V(s), fitted to the reward-to-go divided by its deviation, as tanh networks prefer."""
+    obs = torch.cat([x.obs for x in batches])
+    returns = torch.cat([x.rewards_to_go for x in batches])
     network, scale = reinforce.mlp(obs.shape[1], 1, head_gain=1.0), returns.std()
-    optimizer = reinforce.Adam(network.parameters(), 1e-3)
+    optimizer = torch.optim.Adam(network.parameters(), eps=1e-5, fused=True)
     for epoch in range(num_epochs):
-        optimizer.learning_rate = 1e-3 * (1 - epoch / num_epochs)
+        optimizer.param_groups[0]["lr"] = 1e-3 * (1 - epoch / num_epochs)
         for rows in torch.randperm(len(obs)).split(256):
             errors = network(obs[rows]).squeeze(-1) - returns[rows] / scale
-            optimizer.minimize(errors.square().mean(), len(errors))
+            optimizer.zero_grad()
+            errors.square().mean().backward()
+            optimizer.step()
     return lambda obs: network(obs).squeeze(-1).detach() * scale
 
 
 def weights_of(batch, critics):
-    """Ψ_t of each of WEIGHTS, (len(WEIGHTS), T). An episode's end ends its return, and so GAE's too."""
+    """Ψ_t of each of WEIGHTS, (len(WEIGHTS), T). An episode's end ends its return, and GAE's."""
     to_go = batch.rewards_to_go
     rewards = (to_go - torch.cat([to_go[1:], torch.zeros(1)])).numpy()
-    terminations, truncations = np.zeros(len(rewards), bool), np.zeros(len(rewards), bool)
+    ends = terminations, truncations = np.zeros((2, len(rewards)), bool)
     terminations[-1] = True
     weights = [batch.total_returns, to_go]
     for critic in critics:
         values = np.append(critic(batch.obs).numpy(), np.float32(0))
         for gae_lambda in LAMBDAS:
-            advantages, _ = gae_fast.gae(rewards, values, terminations, truncations, 1.0, gae_lambda)
+            advantages, _ = gae_fast.gae(rewards, values, *ends, 1.0, gae_lambda)
             weights.append(torch.as_tensor(advantages))
     return torch.stack(weights)
 
@@ -74,7 +81,8 @@ def estimates(agent, batches, critics):
     result = []
     for batch in batches:
         log_probs = agent.policy(batch.obs).log_prob(batch.actions)
-        grads = torch.autograd.grad(log_probs, parameters, weights_of(batch, critics), is_grads_batched=True)
+        weights = weights_of(batch, critics)
+        grads = torch.autograd.grad(log_probs, parameters, weights, is_grads_batched=True)
         result.append(torch.cat([grad.flatten(1) for grad in grads], dim=1))
     return torch.stack(result).double()
 
@@ -85,22 +93,29 @@ def noise_and_bias(gradients):
     means = gradients.mean(dim=0)
     variances = (gradients - means).square().sum(dim=(0, 2)) / (count - 1)
     signal = means[REFERENCE].square().sum() - variances[REFERENCE] / count
-    differences = gradients - gradients[:, REFERENCE : REFERENCE + 1]  # of one episode, so that most noise goes out
+    # Differences of one episode's estimates, so that most noise goes out.
+    differences = gradients - gradients[:, REFERENCE : REFERENCE + 1]
     mean_differences = differences.mean(dim=0)
     unseen = (differences - mean_differences).square().sum(dim=(0, 2)) / (count - 1) / count
     bias = (mean_differences.square().sum(dim=1) - unseen).clamp(min=0)
-    return torch.stack([variances / signal, (bias / signal).sqrt(), (unseen / signal).sqrt()]).numpy()
+    figures = [variances / signal, (bias / signal).sqrt(), (unseen / signal).sqrt()]
+    return torch.stack(figures).numpy()
 
 
 def measure(env, seed, total_timesteps, num_episodes):
     with tempfile.TemporaryDirectory() as folder:
         run_dir = str(Path(folder, "run"))
-        args = reinforce.Args(env=env, seed=seed, total_timesteps=total_timesteps, run_dir=run_dir, quiet=True)
+        args = reinforce.Args(
+            env=env, seed=seed, total_timesteps=total_timesteps, run_dir=run_dir, quiet=True
+        )
         reinforce.train(args)
         checkpoint = torch.load(Path(run_dir, "checkpoint.pt"), weights_only=True)
-    args = reinforce.Args(env=env, seed=seed, num_envs=1, gamma=1.0)
-    with contextlib.closing(reinforce.make_envs(args)) as envs:
-        agent = reinforce.Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
+    # Another seed, so that the episodes are others than those of the training.
+    args = reinforce.Args(env=env, seed=seed + 1, num_envs=1, gamma=1.0)
+    with contextlib.closing(reinforce.make_envs(env)) as envs:
+        agent = reinforce.Agent(
+            envs.single_observation_space, envs.single_action_space, args.norm_obs
+        )
     agent.load_state_dict(checkpoint["agent"])
     batches = play(agent, args, 2 * num_episodes)
     critics = [fit_critic(batches[:num_episodes], 40), fit_critic(batches[:20], 1)]
@@ -109,17 +124,31 @@ def measure(env, seed, total_timesteps, num_episodes):
 
 
 def draw(noise, bias, title, path):
-    """Noise of the weights, and bias by λ, as the mean over the seeds and a dot for each; arrays (seeds, WEIGHTS)."""
+    """Noise of the weights, and bias by λ, as the mean over the seeds and a dot for each; arrays
+    (seeds, WEIGHTS)."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    groups = {"no V": slice(0, 2), "V": slice(2, 2 + len(LAMBDAS)), "poor V": slice(2 + len(LAMBDAS), None)}
+    groups = {
+        "no V": slice(0, 2),
+        "V": slice(2, 2 + len(LAMBDAS)),
+        "poor V": slice(2 + len(LAMBDAS), None),
+    }
     for label, group in groups.items():
         names = [name.replace("R̂", r"$\hat{R}$") for name in WEIGHTS[group]]
-        (bars,) = left.plot(geometric_mean(noise[:, group]), names, "o", label=label, markersize=9, alpha=0.6)
+        (bars,) = left.plot(
+            geometric_mean(noise[:, group]), names, "o", label=label, markersize=9, alpha=0.6
+        )
         for row in noise[:, group]:
             left.plot(row, names, ".", color=bars.get_color(), markersize=4)
         if label != "no V":
-            right.plot(LAMBDAS, bias[:, group].mean(axis=0), "o-", color=bars.get_color(), label=label, alpha=0.6)
+            right.plot(
+                LAMBDAS,
+                bias[:, group].mean(axis=0),
+                "o-",
+                color=bars.get_color(),
+                label=label,
+                alpha=0.6,
+            )
             for row in bias[:, group]:
                 right.plot(LAMBDAS, row, ".", color=bars.get_color(), markersize=4)
     left.set_xscale("log")
@@ -139,27 +168,44 @@ def geometric_mean(values):
     return np.exp(np.log(values).mean(axis=0))
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--env", default="CartPole-v1")
 parser.add_argument("--seeds", type=int, default=5, help="policies, of the seeds 1 to this")
-parser.add_argument("--total-timesteps", type=int, default=30_000, help="that each policy is trained for")
-parser.add_argument("--episodes", type=int, default=1000, help="estimates of each policy's gradient")
+parser.add_argument(
+    "--total-timesteps", type=int, default=30_000, help="that each policy is trained for"
+)
+parser.add_argument(
+    "--episodes", type=int, default=1000, help="estimates of each policy's gradient"
+)
 parser.add_argument("--out", help="picture to write")
 args = parser.parse_args()
 
 torch.set_num_threads(1)
-measured = [measure(args.env, seed, args.total_timesteps, args.episodes) for seed in range(1, args.seeds + 1)]
+measured = [
+    measure(args.env, seed, args.total_timesteps, args.episodes)
+    for seed in range(1, args.seeds + 1)
+]
 returns = ", ".join(f"{mean_return:.0f}" for mean_return, _ in measured)
 noise, bias, unseen = np.stack([figures for _, figures in measured], axis=1)
-print(f"{args.env}, {args.episodes} episodes of each of {args.seeds} policies, whose mean returns are {returns}\n")
+print(f"{args.env}, {args.episodes} episodes of each of {args.seeds} policies,", end=" ")
+print(f"whose mean returns are {returns}\n")
 print("| weight | noise, geometric mean | from | to | bias, mean | from | to | unseen |")
 print("| --- |" + " ---: |" * 7)
 for i, name in enumerate(WEIGHTS):
     cells = [geometric_mean(noise[:, i]), noise[:, i].min(), noise[:, i].max()]
     has_bias = "λ" in name and "λ = 1" not in name
-    cells += [bias[:, i].mean(), bias[:, i].min(), bias[:, i].max(), unseen[:, i].mean()] if has_bias else []
+    cells += (
+        [bias[:, i].mean(), bias[:, i].min(), bias[:, i].max(), unseen[:, i].mean()]
+        if has_bias
+        else []
+    )
     print(
-        f"| {name} | " + " | ".join(f"{cell:.3g}" for cell in cells) + " |" + (" none | | | |" if not has_bias else "")
+        f"| {name} | "
+        + " | ".join(f"{cell:.3g}" for cell in cells)
+        + " |"
+        + (" none | | | |" if not has_bias else "")
     )
 if args.out:
     draw(noise, bias, f"{args.env}: gradient estimates at {args.seeds} fixed policies", args.out)

@@ -1,15 +1,18 @@
-"""Train another package's agent once and print its steps per second and, where asked, the steps that solving took.
+"""Train another package's agent once and print its steps per second and, where asked, the steps
+that solving took.
 
     PYTHON benchmarks/peers.py sb3-ppo   ENV NUM_ENVS NUM_STEPS NUM_MINIBATCHES EPOCHS STEPS SEED
     PYTHON benchmarks/peers.py sb3-trpo  ENV NUM_ENVS NUM_STEPS NUM_MINIBATCHES EPOCHS STEPS SEED
     PYTHON benchmarks/peers.py rlox-ppo  ENV NUM_ENVS NUM_STEPS NUM_MINIBATCHES EPOCHS STEPS SEED
-    PYTHON benchmarks/peers.py rlox-vpg  (and rlox-trpo) likewise; these fit their critic to all of a rollout at once
+    PYTHON benchmarks/peers.py rlox-vpg  (and rlox-trpo) likewise; these fit their critic to all of
+                                         a rollout at once
     PYTHON benchmarks/peers.py sb3-solve SEED
 
-PYTHON is that of an environment with the package in it. throughput.py and solve.py run this; nothing of ours is
-imported. One torch thread. What is timed is the training alone: imports and the making of agents are left out. EPOCHS
-are those of the critic in TRPO and VPG. sb3-solve trains PPO on CartPole-v1 with the settings that RL Zoo has tuned for
-it until the mean of the last 100 episodes is 475.
+PYTHON is that of an environment with the package in it. throughput.py and solve.py run this;
+nothing of ours is imported. One torch thread. What is timed is the training alone: imports and the
+making of agents are left out. EPOCHS are those of the critic in TRPO and VPG. sb3-solve trains PPO
+on CartPole-v1 with the settings that RL Zoo has tuned for it until the mean of the last 100
+episodes is 475.
 """
 
 import math
@@ -19,20 +22,48 @@ import time
 import torch
 
 
-def sb3(algorithm: str, env: str, num_envs: int, num_steps: int, num_minibatches: int, epochs: int, seed: int):
+def sb3(
+    algorithm: str,
+    env: str,
+    num_envs: int,
+    num_steps: int,
+    num_minibatches: int,
+    epochs: int,
+    seed: int,
+):
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
-    settings = {"n_steps": num_steps, "batch_size": num_envs * num_steps // num_minibatches, "seed": seed}
+    settings = {
+        "n_steps": num_steps,
+        "batch_size": num_envs * num_steps // num_minibatches,
+        "seed": seed,
+    }
     envs = make_vec_env(env, n_envs=num_envs, seed=seed)
     if algorithm == "ppo":
-        return PPO("MlpPolicy", envs, n_epochs=epochs, ent_coef=0.01, learning_rate=2.5e-4, device="cpu", **settings)
+        return PPO(
+            "MlpPolicy",
+            envs,
+            n_epochs=epochs,
+            ent_coef=0.01,
+            learning_rate=2.5e-4,
+            device="cpu",
+            **settings,
+        )
     from sb3_contrib import TRPO
 
     return TRPO("MlpPolicy", envs, n_critic_updates=epochs, device="cpu", **settings)
 
 
-def rlox(algorithm: str, env: str, num_envs: int, num_steps: int, num_minibatches: int, epochs: int, seed: int):
+def rlox(
+    algorithm: str,
+    env: str,
+    num_envs: int,
+    num_steps: int,
+    num_minibatches: int,
+    epochs: int,
+    seed: int,
+):
     from rlox.trainer import Trainer
 
     settings = {"n_envs": num_envs, "n_steps": num_steps}
@@ -44,14 +75,19 @@ def rlox(algorithm: str, env: str, num_envs: int, num_steps: int, num_minibatche
 
 
 def solve(seed: int) -> float:
-    """Train Stable-Baselines3's PPO until CartPole-v1 is solved; return the steps taken, infinite where it is not."""
+    """Train Stable-Baselines3's PPO until CartPole-v1 is solved; return the steps taken, infinite
+    where it is not."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
 
     class StopWhenSolved(BaseCallback):
         def _on_step(self) -> bool:
-            returns = [episode["r"] for episode in self.model.ep_info_buffer] if self.locals["dones"].any() else []
+            returns = (
+                [episode["r"] for episode in self.model.ep_info_buffer]
+                if self.locals["dones"].any()
+                else []
+            )
             self.solved = len(returns) == 100 and sum(returns) / 100 >= 475
             return not self.solved
 
@@ -83,13 +119,18 @@ if kind == "sb3-solve":
     print(solve(int(arguments[0])))
 else:
     package, algorithm = kind.split("-")
-    env, (num_envs, num_steps, num_minibatches, epochs, steps, seed) = arguments[0], map(int, arguments[1:])
+    env, (num_envs, num_steps, num_minibatches, epochs, steps, seed) = (
+        arguments[0],
+        map(int, arguments[1:]),
+    )
     make = {"sb3": sb3, "rlox": rlox}[package]
     model = make(algorithm, env, num_envs, num_steps, num_minibatches, epochs, seed)
     start = time.perf_counter()
     if package == "sb3":
         steps = model.learn(steps).num_timesteps
     else:
-        steps -= steps % (num_envs * num_steps)  # it trains on whole rollouts only, and no more than asked for
+        steps -= steps % (
+            num_envs * num_steps
+        )  # it trains on whole rollouts only, and no more than asked for
         model.train(total_timesteps=steps)
     print(steps / (time.perf_counter() - start))

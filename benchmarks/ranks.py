@@ -1,16 +1,19 @@
-"""Steps per second of one rank and of several under torchrun, and their time for communication, as Markdown tables.
+"""Steps per second of one rank and of several under torchrun, and their time for communication, as
+Markdown tables.
 
     pip install "gymnasium[mujoco]==1.4.0" && python benchmarks/ranks.py --rounds 5
     python benchmarks/ranks.py --rounds 5 --ranks 1 2 --only CartPole --free
 
-Every rank has the same settings, so that K ranks have K times the environments and, ideally, K times the steps per
-second; efficiency is the share of that which is reached. One rank is the plain program, without torchrun. `2 apart` is
-two plain programs at the same time that never communicate: what the machine has to give. All take turns; a figure is
-the median over the rounds, a ratio the median of the rounds' ratios, with the least and the greatest. Imports, set-up,
-the first iteration and the last are left out. Each process is bound to a core of its own, as MPI does by default,
-unless --free is given. `communication` is the share of rank 0's time in torch.distributed's operations: messages, and
-waiting for the other ranks to come. Then, for messages of several sizes, how long they take when all come at once, by
-sum_over_ranks and by torch.distributed's own all_reduce.
+Every rank has the same settings, so that K ranks have K times the environments and, ideally, K
+times the steps per second; efficiency is the share of that which is reached. One rank is the plain
+program, without torchrun. `2 apart` is two plain programs at the same time that never communicate:
+what the machine has to give. All take turns; a figure is the median over the rounds, a ratio the
+median of the rounds' ratios, with the least and the greatest. Imports, set-up, the first iteration
+and the last are left out. Each process is bound to a core of its own, as MPI does by default,
+unless --free is given. `communication` is the share of rank 0's time in torch.distributed's
+operations: messages, and waiting for the other ranks to come. Then, for messages of several sizes,
+how long they take when all come at once, by sum_over_ranks and by torch.distributed's own
+all_reduce.
 """
 
 import argparse
@@ -36,7 +39,10 @@ SETTINGS = [
     (f"ppo_clip.py {CHEETAH}", 60_000),
     (f"ppo_clip.py {CHEETAH} --num-steps 128", 100_000),
     (f"ppo_clip.py {CHEETAH} --num-steps 512", 131_072),
-    (f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10", 24_576),
+    (
+        f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10",
+        24_576,
+    ),
     (f"trpo.py {CHEETAH}", 100_000),
     ("ppo_clip.py --env CartPole-v1", 120_000),
 ]
@@ -87,7 +93,10 @@ def messages(script: Any) -> dict[str, list[float]]:
     """Microseconds of a message of each of SIZES floats: by sum_over_ranks, and by all_reduce."""
     torch.set_num_threads(1)
     figures = {}
-    for name, operation in (("sum_over_ranks", script.sum_over_ranks), ("all_reduce", dist.all_reduce)):
+    for name, operation in (
+        ("sum_over_ranks", script.sum_over_ranks),
+        ("all_reduce", dist.all_reduce),
+    ):
         figures[name] = []
         for size in SIZES:
             x, times = torch.zeros(size), []
@@ -104,10 +113,21 @@ def messages(script: Any) -> dict[str, list[float]]:
 
 def start(command: str, ranks: int, bind: bool, core: int = 0) -> subprocess.Popen:
     """Have a number of ranks do a command; one is a plain program, on the core given."""
-    torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {ranks}".split() if ranks > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BIND": "1" * bind, "LOCAL_RANK": str(core)}
+    torchrun = (
+        f"-m torch.distributed.run --standalone --nproc-per-node {ranks}".split()
+        if ranks > 1
+        else []
+    )
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "BIND": "1" * bind,
+        "LOCAL_RANK": str(core),
+    }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *torchrun, __file__, "--of-rank", command], env=environment, **pipes)
+    return subprocess.Popen(
+        [sys.executable, *torchrun, __file__, "--of-rank", command], env=environment, **pipes
+    )
 
 
 def figures_of(process: subprocess.Popen) -> dict[str, Any]:
@@ -119,7 +139,8 @@ def figures_of(process: subprocess.Popen) -> dict[str, Any]:
 
 
 def measured(command: str, steps: int, world: str, bind: bool) -> dict[str, float]:
-    """The figures of a world: `2` is two ranks, `2 apart` two programs that never meet, whose speeds are added up."""
+    """The figures of a world: `2` is two ranks, `2 apart` two programs that never meet, whose
+    speeds are added up."""
     ranks, *apart = world.split()
     with tempfile.TemporaryDirectory() as folder:
         if apart:
@@ -128,15 +149,23 @@ def measured(command: str, steps: int, world: str, bind: bool) -> dict[str, floa
             first, *others = [figures_of(process) for process in processes]
             return {**first, "speed": first["speed"] + sum(x["speed"] for x in others)}
         total = int(ranks) * steps
-        return figures_of(start(f"{command} --total-timesteps {total} --run-dir {folder}/run", int(ranks), bind))
+        return figures_of(
+            start(f"{command} --total-timesteps {total} --run-dir {folder}/run", int(ranks), bind)
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3, help="runs of each world")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2], help="worlds to set beside one rank")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[2], help="worlds to set beside one rank"
+    )
     parser.add_argument("--only", default="", help="only the settings that have this in them")
-    parser.add_argument("--free", action="store_true", help="leave it to the system which core a rank runs on")
+    parser.add_argument(
+        "--free", action="store_true", help="leave it to the system which core a rank runs on"
+    )
     parser.add_argument("--of-rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.of_rank:
@@ -144,7 +173,9 @@ def main() -> None:
     bind = not options.free and hasattr(os, "sched_setaffinity")
 
     print(f"{options.rounds} rounds, {'a core for each rank' if bind else 'ranks free to move'}\n")
-    print("| settings of each rank | ranks | steps/s | × one rank | efficiency | communication | s an iteration |")
+    print(
+        "| settings of each rank | ranks | steps/s | × one rank | efficiency | communication | s an iteration |"
+    )
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for command, steps in SETTINGS:
         if options.only not in command:
@@ -156,7 +187,9 @@ def main() -> None:
                 figures.append(measured(command, steps, name, bind))
         for name, figures in worlds.items():
             keys = ("speed", "communication", "iteration")
-            speed, communication, iteration = (statistics.median(x[key] for x in figures) for key in keys)
+            speed, communication, iteration = (
+                statistics.median(x[key] for x in figures) for key in keys
+            )
             ratios = sorted(x["speed"] / one["speed"] for x, one in zip(figures, worlds["1"]))
             ratio = statistics.median(ratios)
             spread = f" ({ratios[0]:.2f} to {ratios[-1]:.2f})" if name != "1" else ""
@@ -165,7 +198,9 @@ def main() -> None:
 
     for ranks in options.ranks:
         figures = figures_of(start("ppo_clip.py", ranks, bind))
-        print(f"\n| floats in a message between {ranks} ranks | sum_over_ranks, µs | all_reduce, µs |")
+        print(
+            f"\n| floats in a message between {ranks} ranks | sum_over_ranks, µs | all_reduce, µs |"
+        )
         print("| ---: | ---: | ---: |")
         for size, *times in zip(SIZES, figures["sum_over_ranks"], figures["all_reduce"]):
             print(f"| {size:,} | " + " | ".join(f"{x:,.0f}" for x in times) + " |")

@@ -1,8 +1,10 @@
-"""Train rlox's VPG and PPO on CartPole-v1 as its tutorial does, and measure the true return of what they learned.
+"""Train rlox's VPG and PPO on CartPole-v1 as its tutorial does, and measure the true return of what
+they learned.
 
     pip install rlox==1.2.0 && python benchmarks/rlox_returns.py
 
-`printed` is the mean_reward that rlox reports; `return` the mean undiscounted return of 20 episodes of the policy.
+`printed` is the mean_reward that rlox reports; `return` the mean undiscounted return of 20 episodes
+of the policy.
 """
 
 import argparse
@@ -17,7 +19,9 @@ SETTINGS = {
     "ppo": {"learning_rate": 3e-4, "n_epochs": 4, "clip_eps": 0.2},
 }
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--seeds", type=int, default=3, help="seeds 1 to this")
 parser.add_argument("--steps", type=int, default=50_000)
 args = parser.parse_args()
@@ -26,7 +30,9 @@ torch.set_num_threads(1)
 print("| | seed | printed | return |\n| --- | ---: | ---: | ---: |")
 for name, settings in SETTINGS.items():
     for seed in range(1, args.seeds + 1):
-        trainer = Trainer(name, env="CartPole-v1", seed=seed, config={"n_envs": 8, "n_steps": 2048, **settings})
+        trainer = Trainer(
+            name, env="CartPole-v1", seed=seed, config={"n_envs": 8, "n_steps": 2048, **settings}
+        )
         printed = trainer.train(total_timesteps=args.steps)["mean_reward"]
         env, returns = gymnasium.make("CartPole-v1"), []
         for episode in range(20):

@@ -1,12 +1,14 @@
-"""Draw how ppo_clip.py's steps per second grow with num_envs and with the minibatch, and where the time goes.
+"""Draw how ppo_clip.py's steps per second grow with num_envs and with the minibatch, and where the
+time goes.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/scaling.py --out scaling.png
 
-CartPole-v1, one thread. Over num_envs: rollouts of 4,096 steps, or of 32 for each environment if that is more, four
-epochs, minibatches of 512, with Gymnasium's native vector environment and with its sync one. Over the minibatch: 32
-environments × 128 steps, native, four epochs. Prints the figures as Markdown tables. Shares: the environment's steps,
-acting, what a rollout does after its last step (old log-probabilities, values, advantages), and the update. At
-the end, what the two networks' forward and backward passes alone would allow, in one batch of 4,096 steps.
+CartPole-v1, one thread. Over num_envs: rollouts of 4,096 steps, or of 32 for each environment if
+that is more, four epochs, minibatches of 512, with Gymnasium's native vector environment and with
+its sync one. Over the minibatch: 32 environments × 128 steps, native, four epochs. Prints the
+figures as Markdown tables. Shares: the environment's steps, acting, what a rollout does after its
+last step (old log-probabilities, values, advantages), and the update. At the end, what the two
+networks' forward and backward passes alone would allow, in one batch of 4,096 steps.
 """
 
 import argparse
@@ -19,7 +21,9 @@ import matplotlib
 import torch
 
 matplotlib.use("Agg")
+from gymnasium.vector import VectorEnv
 from matplotlib import pyplot
+from torch.optim import Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -29,12 +33,17 @@ PARTS = ("environment", "acting", "values and advantages", "update")
 EPOCHS = 4
 
 
-def measure(args: ppo_clip.Args, seconds: float) -> list[float]:
-    """Steps per second, and the seconds that each of PARTS takes of an iteration: medians over iterations."""
+def parts_of(args: ppo_clip.Args) -> tuple[VectorEnv, ppo_clip.Agent, Adam]:
     torch.manual_seed(1)
-    envs = ppo_clip.make_envs(args)
+    envs = ppo_clip.make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, False)
-    optimizers, episodes = ppo_clip.make_optimizers(agent, args), ppo_clip.Episodes(envs, 1)
+    return envs, agent, ppo_clip.make_optimizer(agent, args)
+
+
+def measure(args: ppo_clip.Args, seconds: float) -> list[float]:
+    """Steps per second, and each of PARTS's seconds of an iteration: medians over iterations."""
+    envs, agent, optimizer = parts_of(args)
+    stretch = ppo_clip.rollouts(envs, agent, args, 0)
     spent = dict.fromkeys(("environment", "acting"), 0.0)
 
     def timed(name, function):
@@ -53,9 +62,9 @@ def measure(args: ppo_clip.Args, seconds: float) -> list[float]:
     while len(rows) < 4 or time.perf_counter() - begin < seconds:
         spent.update(environment=0.0, acting=0.0)
         start = time.perf_counter()
-        batch = ppo_clip.rollout(envs, agent, episodes, args)
+        batch = next(stretch)
         between = time.perf_counter()
-        ppo_clip.update(agent, optimizers, batch, args)
+        ppo_clip.update(agent, optimizer, batch, args)
         end = time.perf_counter()
         rest = between - start - sum(spent.values())
         rows.append((len(batch.obs) / (end - start), *spent.values(), rest, end - between))
@@ -65,9 +74,9 @@ def measure(args: ppo_clip.Args, seconds: float) -> list[float]:
 
 
 def networks_alone(size: int = 4096) -> tuple[float, float]:
-    """Steps per second if an iteration were EPOCHS passes of both networks and back, and the share of tanh in it."""
-    envs = ppo_clip.make_envs(ppo_clip.Args(num_envs=1))
-    agent, obs = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, False), torch.randn(size, 4)
+    """Steps per second if an iteration were EPOCHS passes of both networks, and tanh's share."""
+    _, agent, _ = parts_of(ppo_clip.Args())
+    obs = torch.randn(size, 4)
     hidden, passes, tanhs = torch.randn(size, 64), [], []
     for _ in range(30):
         start = time.perf_counter()
@@ -77,7 +86,8 @@ def networks_alone(size: int = 4096) -> tuple[float, float]:
             hidden.tanh()
         passes.append(between - start)
         tanhs.append(time.perf_counter() - between)
-    return size / (EPOCHS * statistics.median(passes)), statistics.median(tanhs) / statistics.median(passes)
+    seconds = statistics.median(passes)
+    return size / (EPOCHS * seconds), statistics.median(tanhs) / seconds
 
 
 class Counter(TorchDispatchMode):
@@ -89,27 +99,29 @@ class Counter(TorchDispatchMode):
 
 
 def operations_of_a_minibatch() -> int:
-    """How many operations torch dispatches, forward, backward and in Adam, for one minibatch more."""
+    """How many operations torch dispatches for a minibatch: forward, backward and in Adam."""
     counts = []
     for epochs in (1, 2):
         args = ppo_clip.Args(num_envs=4, num_minibatches=1, update_epochs=epochs)
-        envs = ppo_clip.make_envs(args)
-        agent = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, False)
-        optimizers = ppo_clip.make_optimizers(agent, args)
-        batch = ppo_clip.rollout(envs, agent, ppo_clip.Episodes(envs, 1), args)
+        envs, agent, optimizer = parts_of(args)
+        batch = next(ppo_clip.rollouts(envs, agent, args, 0))
         with Counter() as counter:
-            ppo_clip.update(agent, optimizers, batch, args)
+            ppo_clip.update(agent, optimizer, batch, args)
         counts.append(counter.count)
     return counts[1] - counts[0]
 
 
 def table(title: str, results: dict[int, list[float]]) -> None:
-    print(f"\n| {title} | steps/s | " + " | ".join(PARTS) + " |\n| ---: |" + " ---: |" * (len(PARTS) + 1))
+    print(f"\n| {title} | steps/s | {' | '.join(PARTS)} |")
+    print("| ---: |" + " ---: |" * (len(PARTS) + 1))
     for x, (speed, *seconds) in results.items():
-        print(f"| {x:,} | {speed:,.0f} | " + " | ".join(f"{s / sum(seconds):.0%}" for s in seconds) + " |")
+        cells = [f"{x:,}", f"{speed:,.0f}", *(f"{s / sum(seconds):.0%}" for s in seconds)]
+        print(f"| {' | '.join(cells)} |")
 
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--out", default="scaling.png", help="the picture")
 parser.add_argument("--seconds", type=float, default=3.0, help="time for each point")
 options = parser.parse_args()
@@ -118,13 +130,19 @@ torch.set_num_threads(1)
 over_envs: dict[str, dict[int, list[float]]] = {"native": {}, "sync": {}}
 for num_envs in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
     num_steps = max(4096 // num_envs, 32)
-    sizes = {"num_envs": num_envs, "num_steps": num_steps, "num_minibatches": num_envs * num_steps // 512}
+    sizes = {
+        "num_envs": num_envs,
+        "num_steps": num_steps,
+        "num_minibatches": num_envs * num_steps // 512,
+    }
     for name, mode in (("native", "vector_entry_point"), ("sync", "sync")):
         args = ppo_clip.Args(**sizes, update_epochs=EPOCHS, vectorization_mode=mode)
         over_envs[name][num_envs] = measure(args, options.seconds)
 over_minibatch = {}
 for size in (32, 64, 128, 256, 512, 1024, 2048, 4096):
-    args = ppo_clip.Args(num_envs=32, num_steps=128, num_minibatches=4096 // size, update_epochs=EPOCHS)
+    args = ppo_clip.Args(
+        num_envs=32, num_steps=128, num_minibatches=4096 // size, update_epochs=EPOCHS
+    )
     over_minibatch[size] = measure(args, options.seconds)
 ceiling, tanh_share = networks_alone()
 
@@ -134,19 +152,31 @@ table("minibatch", over_minibatch)
 print(f"\nThe networks alone: {ceiling:,.0f} steps/s, of which tanh takes {tanh_share:.0%}.")
 print(f"A minibatch step is {operations_of_a_minibatch()} operations.")
 
-figure, ((speed_1, speed_2), (share_1, share_2)) = pyplot.subplots(2, 2, figsize=(11, 7), sharex="col", sharey="row")
+figure, ((speed_1, speed_2), (share_1, share_2)) = pyplot.subplots(
+    2, 2, figsize=(11, 7), sharex="col", sharey="row"
+)
 for name, results in over_envs.items():
-    speed_1.plot(results.keys(), [x[0] for x in results.values()], marker="o", label=f"{name} vector environment")
+    speed_1.plot(
+        results.keys(),
+        [x[0] for x in results.values()],
+        marker="o",
+        label=f"{name} vector environment",
+    )
 speed_2.plot(over_minibatch.keys(), [x[0] for x in over_minibatch.values()], marker="o", color="C0")
 for axes, word in ((speed_1, "num_envs"), (speed_2, "steps in a minibatch")):
     axes.axhline(ceiling, color="gray", linestyle=":", label="the networks' passes alone")
     axes.set(xscale="log", yscale="log", title=f"over {word}")
-    axes.set_yticks(ticks := [10_000, 20_000, 50_000, 100_000, 200_000], [f"{tick:,}" for tick in ticks])
+    axes.set_yticks(
+        ticks := [10_000, 20_000, 50_000, 100_000, 200_000], [f"{tick:,}" for tick in ticks]
+    )
     axes.minorticks_off()
     axes.grid(alpha=0.3)
 speed_1.set_ylabel("steps per second")
 speed_1.legend()
-for axes, results, word in ((share_1, over_envs["native"], "num_envs"), (share_2, over_minibatch, "minibatch")):
+for axes, results, word in (
+    (share_1, over_envs["native"], "num_envs"),
+    (share_2, over_minibatch, "minibatch"),
+):
     shares = [[part / sum(row[1:]) for part in row[1:]] for row in results.values()]
     axes.stackplot(list(results), *zip(*shares), labels=PARTS, alpha=0.8)
     axes.set(xlabel=word, xticks=list(results), xticklabels=[f"{x}" for x in results], ylim=(0, 1))

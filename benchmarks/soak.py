@@ -1,10 +1,11 @@
-"""Train for very long in one process, and see that neither memory nor speed nor the files' sizes drift.
+"""Train for very long in one process, and see that neither memory nor speed nor the files' sizes
+drift.
 
     python benchmarks/soak.py --steps 20000000 ppo_clip.py --env CartPole-v1
 
-All options of this program come first. Prints, as a Markdown table, what the process is like after each twentieth of
-its steps, but for the last, as it may end first: its resident memory, its steps per second since the row before, and
-the sizes of its files. Linux alone.
+All options of this program come first. Prints, as a Markdown table, what the process is like after
+each twentieth of its steps, but for the last, as it may end first: its resident memory, its steps
+per second since the row before, and the sizes of its files. Linux alone.
 """
 
 import argparse
@@ -17,7 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--steps", type=int, default=20_000_000, help="environment steps")
 parser.add_argument("command", nargs=argparse.REMAINDER, help="script and its arguments")
 args = parser.parse_args()
@@ -28,7 +31,9 @@ print("| ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
 with tempfile.TemporaryDirectory() as folder:
     run_dir = Path(folder, "run")
     options = ["--total-timesteps", str(args.steps), "--run-dir", str(run_dir), "--quiet"]
-    process = subprocess.Popen([sys.executable, ROOT / args.command[0], *args.command[1:], *options])
+    process = subprocess.Popen(
+        [sys.executable, ROOT / args.command[0], *args.command[1:], *options]
+    )
     printed, last_step, last_time = 0, 0, 0.0
     while process.poll() is None:
         time.sleep(0.2)

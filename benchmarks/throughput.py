@@ -1,20 +1,26 @@
-"""Steps per second and memory of our scripts beside Stable-Baselines3, sb3-contrib and rlox, as a Markdown table.
+"""Steps per second and memory of our scripts beside Stable-Baselines3, sb3-contrib and rlox, as a
+Markdown table.
 
     python benchmarks/throughput.py --rounds 7
-    python benchmarks/throughput.py --rounds 7 --only HalfCheetah --sb3 PATH/TO/bin/python --rlox PATH/TO/bin/python
+    python benchmarks/throughput.py --rounds 7 --only HalfCheetah --sb3 PATH/TO/bin/python
 
-The peers live in environments of their own, by default .peers/sb3 and .peers/rlox in the repository:
+The peers live in environments of their own, by default .peers/sb3 and .peers/rlox in the
+repository:
 
-    python -m venv .peers/sb3 && .peers/sb3/bin/pip install torch==2.13.0 sb3-contrib==2.9.2 "gymnasium[mujoco]==1.4.0"
-    python -m venv .peers/rlox && .peers/rlox/bin/pip install torch==2.13.0 rlox==1.2.0
+    python -m venv .peers/sb3
+    .peers/sb3/bin/pip install torch==2.13.0 sb3-contrib==2.9.2 "gymnasium[mujoco]==1.4.0"
+    python -m venv .peers/rlox
+    .peers/rlox/bin/pip install torch==2.13.0 rlox==1.2.0
 
-with the build of torch that ours has, as the memory depends on it. HalfCheetah needs MuJoCo on our side too.
+with the build of torch that ours has, as the memory depends on it. HalfCheetah needs MuJoCo on our
+side too.
 
-Ours and theirs take turns on equal work: environments, rollouts, epochs, minibatches and networks are of equal sizes.
-Each has one torch thread, on the CPU, and steps environments in its own way: ours as Gymnasium does by default, that is
-CartPole in its vector environment (`sync` asks for one environment after the other); Stable-Baselines3 one after the
-other, in Python; rlox its CartPole in Rust. Each runs as a process of its own. A figure is the median over the rounds,
-a ratio the median of the rounds' ratios, with the least and the greatest. Steps per second leave imports and set-up
+Ours and theirs take turns on equal work: environments, rollouts, epochs, minibatches and networks
+are of equal sizes. Each has one torch thread, on the CPU, and steps environments in its own way:
+ours as Gymnasium does by default, that is CartPole in its vector environment (`sync` asks for one
+environment after the other); Stable-Baselines3 one after the other, in Python; rlox its CartPole in
+Rust. Each runs as a process of its own. A figure is the median over the rounds, a ratio the median
+of the rounds' ratios, with the least and the greatest. Steps per second leave imports and set-up
 out; the peak of memory is the whole process's.
 """
 
@@ -28,12 +34,14 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PPO = "--num-envs {} --num-steps {} --num-minibatches {} --update-epochs {} --learning-rate 2.5e-4 --gamma 0.99"
-CRITIC = "--num-envs {} --num-steps {} --num-minibatches {} --value-epochs {} --value-learning-rate 1e-3 --gamma 0.99"
-# Our command; environments, steps, minibatches and epochs; steps in all; the peers, as peers.py calls them.
+SIZES = "--gamma 0.99 --num-envs {} --num-steps {} --num-minibatches {}"
+PPO = f"{SIZES} --update-epochs {{}} --learning-rate 2.5e-4"
+CRITIC = f"{SIZES} --value-epochs {{}} --value-learning-rate 1e-3"
+SYNC = "--vectorization-mode sync"
+# Our command; environments, steps, minibatches and epochs; steps in all; the peers of peers.py.
 SETTINGS = [
     (f"ppo_clip.py --env CartPole-v1 {PPO}", "4 128 4 4", 60_000, ["sb3-ppo", "rlox-ppo"]),
-    (f"ppo_clip.py --env CartPole-v1 --vectorization-mode sync {PPO}", "4 128 4 4", 60_000, ["sb3-ppo"]),
+    (f"ppo_clip.py --env CartPole-v1 {SYNC} {PPO}", "4 128 4 4", 60_000, ["sb3-ppo"]),
     (f"ppo_clip.py --env HalfCheetah-v5 {PPO}", "1 2048 32 10", 16_384, ["sb3-ppo"]),
     (f"trpo.py --env CartPole-v1 --cg-iters 15 {CRITIC}", "8 256 16 10", 81_920, ["sb3-trpo"]),
     (f"trpo.py --env CartPole-v1 {CRITIC}", "8 2048 1 5", 163_840, ["rlox-trpo"]),
@@ -56,7 +64,9 @@ def measured(command: list[str | Path]) -> tuple[str, float]:
 
 def run_ours(command: str, sizes: str, steps: int, seed: int) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
-        options = f"--total-timesteps {steps} --seed {seed} --device cpu --quiet --run-dir {folder}/run"
+        options = (
+            f"--total-timesteps {steps} --seed {seed} --device cpu --quiet --run-dir {folder}/run"
+        )
         script, *arguments = f"{command.format(*sizes.split())} {options}".split()
         _, memory = measured([sys.executable, ROOT / script, *arguments])
         with open(Path(folder, "run/metrics.csv"), newline="") as file:
@@ -64,23 +74,37 @@ def run_ours(command: str, sizes: str, steps: int, seed: int) -> tuple[float, fl
     return int(last["global_step"]) / float(last["wall_time"]), memory
 
 
-def run_peer(python: str, peer: str, env: str, sizes: str, steps: int, seed: int) -> tuple[float, float]:
-    line, memory = measured([python, ROOT / "benchmarks/peers.py", peer, env, *sizes.split(), str(steps), str(seed)])
+def run_peer(
+    python: str, peer: str, env: str, sizes: str, steps: int, seed: int
+) -> tuple[float, float]:
+    line, memory = measured(
+        [python, ROOT / "benchmarks/peers.py", peer, env, *sizes.split(), str(steps), str(seed)]
+    )
     return float(line), memory
 
 
 def has(python: str, package: str) -> bool:
     try:
-        return subprocess.run([python, "-c", f"import {package}"], capture_output=True).returncode == 0
+        return (
+            subprocess.run([python, "-c", f"import {package}"], capture_output=True).returncode == 0
+        )
     except OSError:
         return False
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sb3", default=str(ROOT / ".peers/sb3/bin/python"), help="the Python that has sb3-contrib")
-    parser.add_argument("--rlox", default=str(ROOT / ".peers/rlox/bin/python"), help="the Python that has rlox")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each takes its turn; round k has seed k")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sb3", default=str(ROOT / ".peers/sb3/bin/python"), help="the Python that has sb3-contrib"
+    )
+    parser.add_argument(
+        "--rlox", default=str(ROOT / ".peers/rlox/bin/python"), help="the Python that has rlox"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="how often each takes its turn; round k has seed k"
+    )
     parser.add_argument("--only", default="", help="only settings whose command has this in it")
     args = parser.parse_args()
 
@@ -89,8 +113,10 @@ if __name__ == "__main__":
         if not has(pythons[name], package):
             print(f"{package}: not found by {pythons[name]}, left out\n")
             del pythons[name]
-    print(f"{args.rounds} rounds. Sizes: environments, steps, minibatches, epochs (of the critic in TRPO and VPG).\n")
-    print("| ours | sizes | steps/s | MB | peer | steps/s | MB | ours ÷ peer, steps/s | peer ÷ ours, MB |")
+    sizes = "environments, steps, minibatches, epochs (of the critic in TRPO and VPG)"
+    print(f"{args.rounds} rounds. Sizes: {sizes}.\n")
+    print("| ours | sizes | steps/s | MB | peer | steps/s | MB ", end="")
+    print("| ours ÷ peer, steps/s | peer ÷ ours, MB |")
     print("| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
     for command, sizes, steps, peers in SETTINGS:
         if args.only not in command:
@@ -101,7 +127,9 @@ if __name__ == "__main__":
         for seed in range(1, args.rounds + 1):
             mine.append(run_ours(command, sizes, steps, seed))
             for peer in peers:
-                theirs[peer].append(run_peer(pythons[peer.split("-")[0]], peer, env, sizes, steps, seed))
+                theirs[peer].append(
+                    run_peer(pythons[peer.split("-")[0]], peer, env, sizes, steps, seed)
+                )
         speed, memory = (statistics.median(x) for x in zip(*mine))
         name = f"{command.split()[0]}, {env}{', sync' if 'sync' in command else ''}"
         first = f"| {name} | {sizes} | {speed:,.0f} | {memory:.0f} |"
@@ -111,5 +139,5 @@ if __name__ == "__main__":
             peer_speed, peer_memory = (statistics.median(x) for x in zip(*results))
             ratios = sorted(ours / other for (ours, _), (other, _) in zip(mine, results))
             ratio = f"**{statistics.median(ratios):.2f}** ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-            print(first, f"{peer} | {peer_speed:,.0f} | {peer_memory:.0f} | {ratio} | {peer_memory / memory:.2f} |")
-            sys.stdout.flush()
+            cells = f"{peer} | {peer_speed:,.0f} | {peer_memory:.0f} | {ratio}"
+            print(first, cells, f"| {peer_memory / memory:.2f} |", flush=True)

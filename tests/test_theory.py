@@ -1,14 +1,16 @@
-"""What the theory of policy gradients states, held by the code of the scripts; docs/from_reinforce_to_ppo.md tells it.
+"""What the theory of policy gradients states, checked on the scripts.
 
-Each test is named after a statement and cites it. What a definition can say, the reference side takes from there alone:
-densities are written out, derivatives are differences or autograd through those densities, expectations are sums over
-all actions. That two forms are one, to the bit, is tested on one another.
+docs/from_reinforce_to_ppo.md tells the theory. Each test is named after a statement and cites it.
+The reference side comes from the definitions alone: densities are written out, derivatives are
+differences or autograd through those densities, expectations are sums over all actions. Two forms
+that shall be one to the bit are compared with one another.
 """
 
 import copy
 import csv
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +30,7 @@ FORMS = ("min", "phi", "beta")
 KINDS = ("discrete", "continuous")
 
 
-# ------------------------------------------------- policies and samples ----------------------------------------------
+# -------------------------------------- policies and samples --------------------------------------
 
 
 class World(NamedTuple):
@@ -41,11 +43,15 @@ class World(NamedTuple):
 
 def random_agent(kind, generator, action_size=2):
     action_space = Discrete(4) if kind == "discrete" else Box(-1, 1, (action_size,))
-    agent = ppo_kl.Agent(Box(-1, 1, (3,)), action_space, norm_obs=False).double()  # its policies have a KL
+    agent = ppo_kl.Agent(
+        Box(-1, 1, (3,)), action_space, norm_obs=False
+    ).double()  # its policies have a KL
     with torch.no_grad():
         for parameter in agent.parameters():
             fan_in = parameter.shape[1] if parameter.dim() == 2 else 4
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / fan_in**0.5
+            )
     return agent
 
 
@@ -57,7 +63,9 @@ def make_world(kind, seed, reach, advantages, action_size=2):
     obs = torch.randn(size, 3, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         for parameter in agent.parameters():
-            parameter += reach * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += reach * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
         output = old.actor(obs)
         if kind == "discrete":
             actions = torch.multinomial(output.softmax(-1), 1, generator=generator)[:, 0]
@@ -71,28 +79,36 @@ def make_world(kind, seed, reach, advantages, action_size=2):
 
 
 def density(agent, obs, action):
-    """π(a | s) of an action, or of several in one state, written out: a softmax, or a product of bell curves."""
+    """π(a | s) of an action, or of several in one state: a softmax, or a product of bell curves."""
     output = agent.actor(obs)
     if agent.discrete:
         return output[action].exp() / output.exp().sum()
     std = agent.log_std.exp()
-    return ((-((action - output) ** 2) / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi))).prod(-1)
+    return ((-((action - output) ** 2) / (2 * std**2)).exp() / (std * math.sqrt(2 * math.pi))).prod(
+        -1
+    )
 
 
 def policy_parameters(agent):
-    return [parameter for name, parameter in agent.named_parameters() if not name.startswith("critic.")]
+    return [
+        parameter for name, parameter in agent.named_parameters() if not name.startswith("critic.")
+    ]
 
 
 def gradient(scalar, agent):
-    """∇ of a scalar with respect to the policy's parameters, as one vector; what it does not depend on gives 0."""
+    """∇ of a scalar with respect to the policy's parameters, as one vector; 0 where it depends on none."""
     parameters = policy_parameters(agent)
-    grads = torch.autograd.grad(scalar, parameters, allow_unused=True, materialize_grads=True, retain_graph=True)
+    grads = torch.autograd.grad(
+        scalar, parameters, allow_unused=True, materialize_grads=True, retain_graph=True
+    )
     return torch.cat([grad.flatten() for grad in grads])
 
 
 def scores(agent, batch):
     """∇log π_θ(a_t | s_t) of every sample, from the densities."""
-    return [gradient(density(agent, *sample).log(), agent) for sample in zip(batch.obs, batch.actions)]
+    return [
+        gradient(density(agent, *sample).log(), agent) for sample in zip(batch.obs, batch.actions)
+    ]
 
 
 advantage = st.one_of(st.floats(-3, 3), st.sampled_from([0.0, 1.0, -1.0]))
@@ -107,38 +123,57 @@ at_theta_k = st.builds(lambda world: world._replace(agent=copy.deepcopy(world.ol
 
 
 class Recorder:
-    """Takes an optimizer's place: keeps the gradient of each loss for the policy, and moves nothing."""
+    """Takes an optimizer's place: keeps the policy's gradient at each step, and moves nothing."""
 
-    def __init__(self, agent):
-        self.agent, self.gradients, self.state = agent, [], {"beta": torch.tensor(1.0, dtype=torch.float64)}
+    def __init__(self, agent, beta=1.0):
+        self.agent, self.gradients, self.param_groups = agent, [], [{"beta": beta}]
 
-    def minimize(self, loss, num_samples, max_grad_norm=math.inf):
-        self.gradients.append(gradient(loss, self.agent))
+    def zero_grad(self):
+        self.agent.zero_grad()
+
+    def step(self):
+        parameters = policy_parameters(self.agent)
+        grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in parameters]
+        self.gradients.append(torch.cat([grad.flatten() for grad in grads]))
 
 
-class GradientDescent(Recorder):
-    """Takes an optimizer's place: one step down the gradient, of all parameters that have one, at rate 0.01."""
+class Jump(Recorder):
+    """A Recorder whose first step takes the agent to another one."""
 
-    def minimize(self, loss, num_samples, max_grad_norm=math.inf):
-        parameters = list(self.agent.parameters())
-        with torch.no_grad():
-            for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
-                if grad is not None:
-                    parameter -= 0.01 * grad
+    def __init__(self, agent, target, beta):
+        super().__init__(agent, beta)
+        self.target = target
+
+    def step(self):
+        super().step()
+        self.agent.load_state_dict(self.target.state_dict())
+
+
+def descent(agent, beta=1.0):
+    """Plain gradient descent of all parameters at rate 0.01."""
+    optimizer = torch.optim.SGD(agent.parameters(), 0.01)
+    optimizer.param_groups[0]["beta"] = beta
+    return optimizer
 
 
 ONE_STEP = {"update_epochs": 1, "num_minibatches": 1, "ent_coef": 0.0, "max_grad_norm": math.inf}
 
 
 def gradient_in_update(script, agent, batch, **options):
-    """The gradient of the policy's objective in the update of vpg, ppo_clip or ppo_kl, over all samples at once."""
-    recorder, beta = Recorder(agent), options.get("beta", 1.0)
-    recorder.state["beta"].fill_(beta)
+    """The gradient of the policy's objective in update, over all samples at once: of vpg or PPO."""
+    recorder = Recorder(agent, options.get("beta", 1.0))
     one_step = {"num_minibatches": 1, "value_epochs": 1} if script is vpg else ONE_STEP
-    script.update(
-        agent, dict.fromkeys(("agent", "policy", "critic"), recorder), batch, script.Args(**one_step, **options)
-    )
+    script.update(agent, recorder, batch, script.Args(**one_step, **options))
     return -recorder.gradients[0]
+
+
+def gradient_of_ppo_kl_at(world, beta):
+    """The same at θ′, which ppo_kl's update comes to in a first epoch that begins at π_old."""
+    agent = copy.deepcopy(world.old)
+    jump = Jump(agent, world.agent, beta)
+    options = {**ONE_STEP, "update_epochs": 2, "norm_adv": False, "penalty": "fixed", "beta": beta}
+    ppo_kl.update(agent, jump, world.batch, ppo_kl.Args(**options))
+    return -jump.gradients[1]
 
 
 def assert_equal(left, right):
@@ -146,26 +181,29 @@ def assert_equal(left, right):
     torch.testing.assert_close(left, right, rtol=0, atol=1e-9 * scale)
 
 
-# -------------------------------------------------- where the ratio is from ------------------------------------------
+# ------------------------------------ where the ratio is from -------------------------------------
 
 
 @given(worlds, st.integers(0, 2**32))
 @settings(max_examples=30)
 def test_gradient_of_the_ratio_is_the_ratio_times_the_score(world, seed):
-    """∇r = r ∇log π: a difference quotient of π_θ / π_old in a random direction, against the script's log_prob.
+    """∇r = r ∇log π: a difference quotient of π_θ / π_old, against the script's log_prob.
 
-    "Where is the policy gradient in PPO?", section 4, steps 2 and 3.
+    The direction is random. "Where is the policy gradient in PPO?", section 4, steps 2 and 3.
     """
     parameters = policy_parameters(world.agent)
     theta = torch.nn.utils.parameters_to_vector(parameters).detach()
-    direction = torch.randn(len(theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    direction = torch.randn(
+        len(theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     direction /= direction.norm()
 
     def ratios_at(step):
         torch.nn.utils.vector_to_parameters(theta + step * direction, parameters)
         with torch.no_grad():
             return [
-                density(world.agent, *x) / density(world.old, *x) for x in zip(world.batch.obs, world.batch.actions)
+                density(world.agent, *x) / density(world.old, *x)
+                for x in zip(world.batch.obs, world.batch.actions)
             ]
 
     ahead, behind, here = ratios_at(1e-5), ratios_at(-1e-5), ratios_at(0.0)
@@ -178,12 +216,14 @@ def test_gradient_of_the_ratio_is_the_ratio_times_the_score(world, seed):
 
 
 def all_actions(agent, other, obs):
-    """Every action with a weight, so that Σ weight · density · f is E[f]: all four, or a fine grid on the line."""
+    """All four actions, or a fine grid on the line, with weights: Σ weight · density · f is E[f]."""
     if agent.discrete:
         return torch.arange(4), torch.ones(4, dtype=torch.float64)
     with torch.no_grad():
         means, stds = zip(*((x.actor(obs).item(), x.log_std.exp().item()) for x in (agent, other)))
-    grid = torch.linspace(min(means) - 9 * max(stds), max(means) + 9 * max(stds), 301, dtype=torch.float64)
+    grid = torch.linspace(
+        min(means) - 9 * max(stds), max(means) + 9 * max(stds), 301, dtype=torch.float64
+    )
     return grid[:, None], (grid[1] - grid[0]).expand(301)
 
 
@@ -201,81 +241,127 @@ coefficients = st.tuples(st.floats(-2, 2), st.floats(-2, 2), st.floats(-2, 2))
 @given(one_state, coefficients)
 @settings(max_examples=30)
 def test_importance_sampling_is_exact_in_expectation(world, coefficients):
-    """E_{a∼π_θ}[f(a)] = E_{a∼π_old}[r f(a)], and so do their gradients agree: no approximation is made.
+    """E_{a∼π_θ}[f(a)] = E_{a∼π_old}[r f(a)], and their gradients agree: nothing is approximated.
 
     "Where does the ratio come from?", the derivation of L^CPI from L^PG.
     """
     obs = world.batch.obs[0]
     actions, weights = all_actions(world.agent, world.old, obs)
-    f = sum(c * actions.double().flatten() ** k for k, c in enumerate(coefficients))  # any function of the action
+    f = sum(
+        c * actions.double().flatten() ** k for k, c in enumerate(coefficients)
+    )  # any function of the action
     new = density(world.agent, obs, actions)
     old = density(world.old, obs, actions).detach()
-    log_ratio = world.agent.policy(obs).log_prob(actions) - world.old.policy(obs).log_prob(actions).detach()
-    assert (weights * old).sum().item() == pytest.approx(1) and (weights * new).sum().item() == pytest.approx(1)
+    log_ratio = (
+        world.agent.policy(obs).log_prob(actions) - world.old.policy(obs).log_prob(actions).detach()
+    )
+    assert (weights * old).sum().item() == pytest.approx(1) and (
+        weights * new
+    ).sum().item() == pytest.approx(1)
     assert_equal((weights * old * log_ratio.exp() * f).sum(), (weights * new * f).sum())
     surrogate = gradient((weights * old * log_ratio.exp() * f).sum(), world.agent)
     assert_equal(surrogate, gradient((weights * new * f).sum(), world.agent))  # of E_π[f] itself
-    assert_equal(surrogate, gradient((weights * new.detach() * new.log() * f).sum(), world.agent))  # E_π[∇log π f]
+    assert_equal(
+        surrogate, gradient((weights * new.detach() * new.log() * f).sum(), world.agent)
+    )  # E_π[∇log π f]
 
 
 @given(one_state, st.floats(-100, 100))
 @settings(max_examples=30)
 def test_the_score_and_so_a_baseline_has_expectation_zero(world, baseline):
-    """E_{a∼π}[∇log π(a | s)] = 0, hence E[∇log π · b(s)] = 0. "Policy gradient from first principles", section 3."""
+    """E_{a∼π}[∇log π(a | s)] = 0, hence E[∇log π · b(s)] = 0.
+
+    "Policy gradient from first principles", section 3.
+    """
     obs = world.batch.obs[0]
     actions, weights = all_actions(world.agent, world.old, obs)
     probabilities = (weights * density(world.agent, obs, actions)).detach()
     log_probs = world.agent.policy(obs).log_prob(actions)
     expectation = gradient((probabilities * log_probs).sum(), world.agent)
-    size = max(gradient(log_prob, world.agent).abs().max() for log_prob in log_probs[:: len(actions) // 4])
+    size = max(
+        gradient(log_prob, world.agent).abs().max() for log_prob in log_probs[:: len(actions) // 4]
+    )
     assert expectation.abs().max() < 1e-9 * size
-    assert gradient((probabilities * log_probs * baseline).sum(), world.agent).abs().max() <= 1e-7 * size
+    assert (
+        gradient((probabilities * log_probs * baseline).sum(), world.agent).abs().max()
+        <= 1e-7 * size
+    )
 
 
-# ---------------------------------------------- at the old policy all are one ----------------------------------------
+# --------------------------------- at the old policy all are one ----------------------------------
 
 
 @given(at_theta_k, st.floats(0, 10), st.booleans())
 @settings(max_examples=12)
 def test_at_the_old_policy_all_objectives_have_the_vanilla_gradient(world, beta, norm_adv):
-    """At θ = θ_k, ∇ of L^PG, of the surrogate, of PPO-Clip's and of PPO-KL's objective is E_t[∇log π Â].
+    """At θ = θ_k the gradient of L^PG, TRPO's, PPO-Clip's and PPO-KL's objective is E_t[∇log π Â].
 
     "Where is the policy gradient in PPO?", section 4, step 5.
     """
     _, agent, batch = world
     advantages = batch.advantages
     if norm_adv:
-        advantages = (advantages - advantages.mean()) / advantages.square().mean().sub(advantages.mean() ** 2).sqrt()
-    expected = sum(a * score for a, score in zip(advantages, scores(agent, batch))) / len(advantages)
+        advantages = (advantages - advantages.mean()) / advantages.square().mean().sub(
+            advantages.mean() ** 2
+        ).sqrt()
+    expected = sum(a * score for a, score in zip(advantages, scores(agent, batch))) / len(
+        advantages
+    )
     found = [gradient_in_update(vpg, agent, batch, norm_adv=norm_adv)]
-    found += [gradient(trpo.surrogate(agent.policy(batch.obs), batch, advantages).mean(), agent)]
-    found += [gradient_in_update(ppo_clip, agent, batch, norm_adv=norm_adv, form=form) for form in FORMS]
+    found += [
+        gradient(
+            trpo.surrogate(agent.policy(batch.obs), batch._replace(advantages=advantages)), agent
+        )
+    ]
+    found += [
+        gradient_in_update(ppo_clip, agent, batch, norm_adv=norm_adv, form=form) for form in FORMS
+    ]
     for penalty in ("adaptive", "fixed", "per-sample"):
-        found += [gradient_in_update(ppo_kl, agent, batch, norm_adv=norm_adv, penalty=penalty, beta=beta)]
+        found += [
+            gradient_in_update(ppo_kl, agent, batch, norm_adv=norm_adv, penalty=penalty, beta=beta)
+        ]
     for one in found:
-        torch.testing.assert_close(one, expected, rtol=1e-6, atol=1e-7)  # standardized divides by the deviation + 1e-8
+        torch.testing.assert_close(
+            one, expected, rtol=1e-6, atol=1e-7
+        )  # update divides by the deviation + 1e-8
 
 
 @given(at_theta_k, st.sampled_from(FORMS))
 @settings(max_examples=30)
 def test_one_step_of_ppo_is_one_vanilla_step(world, form):
-    """One epoch, one minibatch, plain gradient descent: θ_k + α E_t[∇log π Â]. "Where does the ratio come from?"."""
+    """One epoch, one minibatch, plain gradient descent: θ_k + α E_t[∇log π Â].
+
+    "Where does the ratio come from?".
+    """
     before = torch.nn.utils.parameters_to_vector(policy_parameters(world.old)).detach()
-    step = sum(a * score for a, score in zip(world.batch.advantages, scores(world.old, world.batch)))
+    step = sum(
+        a * score for a, score in zip(world.batch.advantages, scores(world.old, world.batch))
+    )
     expected = before + 0.01 * step / len(world.batch.advantages)
-    for script, options in ((vpg, {}), (ppo_clip, {"form": form}), (ppo_kl, {}), (ppo_kl, {"penalty": "per-sample"})):
+    for script, options in (
+        (vpg, {}),
+        (ppo_clip, {"form": form}),
+        (ppo_kl, {}),
+        (ppo_kl, {"penalty": "per-sample"}),
+    ):
         agent = copy.deepcopy(world.old)
-        optimizers = dict.fromkeys(("agent", "policy", "critic"), GradientDescent(agent))
         one_step = {"num_minibatches": 1, "value_epochs": 1} if script is vpg else ONE_STEP
-        script.update(agent, optimizers, world.batch, script.Args(norm_adv=False, **one_step, **options))
-        assert_equal(torch.nn.utils.parameters_to_vector(policy_parameters(agent)).detach(), expected)
+        script.update(
+            agent, descent(agent), world.batch, script.Args(norm_adv=False, **one_step, **options)
+        )
+        assert_equal(
+            torch.nn.utils.parameters_to_vector(policy_parameters(agent)).detach(), expected
+        )
 
 
-# ------------------------------------------------------ the partition ------------------------------------------------
+# ----------------------------------------- the partition ------------------------------------------
 
 
 def region(ratio, advantage, clip_coef):
-    """The set that a sample is in, by section 2 of arXiv 2606.23932, which leaves Â = 0 outside the band undecided."""
+    """The set that a sample is in, by section 2 of arXiv 2606.23932.
+
+    It leaves open where Â = 0 outside of the band belongs.
+    """
     if 1 - clip_coef <= ratio <= 1 + clip_coef:
         return "in"
     if (ratio > 1 + clip_coef and advantage > 0) or (ratio < 1 - clip_coef and advantage < 0):
@@ -287,25 +373,31 @@ clip_coefs = st.one_of(st.sampled_from([0.0, 0.2, 0.5, 1.0]), st.floats(0, 1.5))
 
 
 def next_to(edge):
-    """The neighbours of a number in double precision, and those of the nearest one in single precision."""
+    """A number's neighbours in double precision, and those of the nearest in single precision."""
     single = np.float32(edge)
-    return *(math.nextafter(edge, x) for x in (0, 9)), *(float(np.nextafter(single, np.float32(x))) for x in (0, 9))
+    return *(math.nextafter(edge, x) for x in (0, 9)), *(
+        float(np.nextafter(single, np.float32(x))) for x in (0, 9)
+    )
 
 
 @st.composite
 def samples(draw):
-    """(ratios, advantages, ε): ratios far outside of the band, in it, on its edges and next to them."""
+    """(ratios, advantages, ε), with ratios far outside of the band, in it, on and next to its edges."""
     clip_coef = draw(clip_coefs)
     edges = [x for edge in (1 - clip_coef, 1 + clip_coef) for x in (edge, *next_to(edge))]
-    ratio = st.one_of(st.floats(1e-3, 1e3), st.floats(0.5, 2), st.sampled_from([x for x in edges if x > 1e-3]))
+    ratio = st.one_of(
+        st.floats(1e-3, 1e3), st.floats(0.5, 2), st.sampled_from([x for x in edges if x > 1e-3])
+    )
     pairs = draw(st.lists(st.tuples(ratio, advantage), min_size=3, max_size=6))
     return *(list(x) for x in zip(*pairs)), clip_coef
 
 
 def with_ratios(world, ratios):
-    """log π_θ of the first samples, and their ratios, which are the ones given, whatever π_old that takes."""
+    """log π_θ of the first samples, and the given ratios, with the gradient that ratios have."""
     log_probs = world.agent.policy(world.batch.obs).log_prob(world.batch.actions)[: len(ratios)]
-    return log_probs, torch.tensor(ratios, dtype=torch.float64) * (log_probs - log_probs.detach()).exp()
+    return log_probs, torch.tensor(ratios, dtype=torch.float64) * (
+        log_probs - log_probs.detach()
+    ).exp()
 
 
 six_samples = st.builds(
@@ -317,97 +409,148 @@ six_samples = st.builds(
 )
 
 
-def sample_gradients(world, ratios, clip_coef, advantages):
-    """The gradient of each sample's objective, in PPO-Clip's three forms and in PPO-KL's per-sample one."""
-    log_probs, ratio = with_ratios(world, ratios)
-    advantages = torch.tensor(advantages, dtype=torch.float64)
-    objectives = {form: ppo_clip.clipped_surrogate(log_probs, ratio, advantages, clip_coef, form) for form in FORMS} | {
-        "per-sample": ratio * advantages + ppo_kl.beta_log_probs(log_probs, ratio, advantages, clip_coef)
-    }
-    return {name: [gradient(one, world.agent) for one in objective] for name, objective in objectives.items()}
+def clipped_surrogate(form, clip_coef, log_probs, ratio, advantages):
+    args = SimpleNamespace(form=form, clip_coef=clip_coef)  # Args makes an environment each time
+    return ppo_clip.clipped_surrogate(log_probs, ratio, advantages, args)
 
 
 def gradient_of_the_definition(world, i, ratio, advantage, clip_coef):
-    """Â ∇π_θ / π_old on I_in and I_pass, with π_old = π_θ / r; 0 on I_kill. Section 3 of arXiv 2606.23932."""
+    """Â ∇π_θ / π_old on I_in and I_pass, with π_old = π_θ / r; 0 on I_kill.
+
+    Section 3 of arXiv 2606.23932.
+    """
     probability = density(world.agent, world.batch.obs[i], world.batch.actions[i])
     whole = advantage * ratio / probability.item() * gradient(probability, world.agent)
     return 0 * whole if region(ratio, advantage, clip_coef) == "kill" else whole
 
 
+@pytest.mark.parametrize("script", [ppo_clip, ppo_kl])
 @given(samples())
 @settings(max_examples=300)
-def test_every_sample_is_in_one_set_of_the_partition(sample):
+def test_every_sample_is_in_one_set_of_the_partition(script, sample):
     """I_in, I_kill and I_pass are disjoint and leave nothing out. arXiv 2606.23932, section 2."""
     ratios, advantages, clip_coef = sample
     tensors = (torch.tensor(x, dtype=torch.float64) for x in (ratios, advantages))
-    masks = ppo_clip.partition(*tensors, clip_coef)
+    masks = script.partition(*tensors, clip_coef)
     for i, (ratio, one) in enumerate(zip(ratios, advantages)):
-        assert [name for name, mask in zip(("in", "kill", "pass"), masks) if mask[i]] == [region(ratio, one, clip_coef)]
+        names = [name for name, mask in zip(("in", "kill", "pass"), masks) if mask[i]]
+        assert names == [region(ratio, one, clip_coef)]
 
 
 @given(six_samples, samples())
 @settings(max_examples=40)
 def test_theorem_1_per_sample_the_gradient_is_zero_on_kill_and_whole_elsewhere(world, sample):
-    """Each sample's gradient, in each form, is Â ∇π_θ / π_old on I_in ∪ I_pass, and 0 on I_kill and only there.
+    """Each sample's gradient is Â ∇π_θ / π_old on I_in ∪ I_pass, and 0 on I_kill and only there.
 
-    Theorem 1 of arXiv 2606.23932. It corrects "Where is the policy gradient in PPO?", section 5, which has 0 wherever
-    the ratio is outside of the band.
+    So it is in each of PPO-Clip's forms. Theorem 1 of arXiv 2606.23932. It corrects "Where is the
+    policy gradient in PPO?", section 5, which has 0 wherever the ratio is outside of the band.
     """
     ratios, advantages, clip_coef = sample
-    for gradients in sample_gradients(world, ratios, clip_coef, advantages).values():
+    log_probs, ratio = with_ratios(world, ratios)
+    tensors = log_probs, ratio, torch.tensor(advantages, dtype=torch.float64)
+    for form in FORMS:
+        objectives = clipped_surrogate(form, clip_coef, *tensors)
         for i, (ratio, one) in enumerate(zip(ratios, advantages)):
-            expected = gradient_of_the_definition(world, i, ratio, one, clip_coef)
-            assert_equal(gradients[i], expected)
+            found = gradient(objectives[i], world.agent)
+            assert_equal(found, gradient_of_the_definition(world, i, ratio, one, clip_coef))
             if abs(one) > 1e-6:
-                assert (gradients[i].abs().max() == 0) == (region(ratio, one, clip_coef) == "kill")
+                assert (found.abs().max() == 0) == (region(ratio, one, clip_coef) == "kill")
+
+
+@given(six_samples, samples())
+@settings(max_examples=20)
+def test_theorem_1_per_sample_in_the_update_of_ppo_kl(world, sample):
+    """The same of --penalty per-sample, in updates on one sample each, which is there twice."""
+    ratios, advantages, clip_coef = sample
+    log_probs, _ = with_ratios(world, ratios)
+    options = {"norm_adv": False, "penalty": "per-sample", "clip_coef": clip_coef}
+    for i, (ratio, one) in enumerate(zip(ratios, advantages)):
+        if min(abs(ratio - 1 + clip_coef), abs(ratio - 1 - clip_coef)) < 1e-9:
+            continue  # update takes the ratio from logarithms, whose rounding decides here
+        batch = ppo_clip.Batch(*(x[[i, i]] for x in world.batch))
+        old_log_probs = log_probs[[i, i]].detach() - math.log(ratio)
+        batch = batch._replace(
+            log_probs=old_log_probs, advantages=torch.full_like(old_log_probs, one)
+        )
+        found = gradient_in_update(ppo_kl, world.agent, batch, **options)
+        assert_equal(found, gradient_of_the_definition(world, i, ratio, one, clip_coef))
+        if abs(one) > 1e-6:
+            assert (found.abs().max() == 0) == (region(ratio, one, clip_coef) == "kill")
 
 
 @given(worlds, clip_coefs)
 @settings(max_examples=40)
 def test_theorem_1_for_the_batch_at_every_new_policy(world, clip_coef):
-    """∇L_CLIP(θ′) = ∇L_KL(θ′) = (1/N) Σ of the definition's gradients, as the two scripts' updates take them."""
+    """∇L_CLIP(θ′) = ∇L_KL(θ′) = (1/N) Σ of the definition's gradients, in the scripts' updates."""
     _, agent, batch = world
     expected = 0
-    for i, (old_log_prob, one) in enumerate(zip(batch.log_probs.tolist(), batch.advantages.tolist())):
+    for i, (old_log_prob, one) in enumerate(
+        zip(batch.log_probs.tolist(), batch.advantages.tolist())
+    ):
         ratio = density(agent, batch.obs[i], batch.actions[i]).item() / math.exp(old_log_prob)
         if min(abs(ratio - 1 + clip_coef), abs(ratio - 1 - clip_coef)) < 1e-9 or ratio < 1e-300:
-            return  # where rounding decides between two sets (at θ_k with ε = 0 everywhere), or the density underflows
-        expected = expected + gradient_of_the_definition(world, i, ratio, one, clip_coef) / len(batch.obs)
+            return  # rounding decides between two sets (at θ_k with ε = 0), or density underflows
+        expected = expected + gradient_of_the_definition(world, i, ratio, one, clip_coef) / len(
+            batch.obs
+        )
     options = {"norm_adv": False, "clip_coef": clip_coef}
     for form in FORMS:
         assert_equal(gradient_in_update(ppo_clip, agent, batch, form=form, **options), expected)
-    assert_equal(gradient_in_update(ppo_kl, agent, batch, penalty="per-sample", **options), expected)
+    assert_equal(
+        gradient_in_update(ppo_kl, agent, batch, penalty="per-sample", **options), expected
+    )
 
 
 @given(samples(), st.lists(st.floats(-5, 5).filter(bool), min_size=6, max_size=6))
 def test_theorem_1_the_coefficient_of_each_sample(sample, log_probs):
     """β_t = −r Â on I_kill and 0 on I_in ∪ I_pass, a constant to the gradient."""
     ratios, advantages, clip_coef = sample
-    log_probs = torch.tensor(log_probs[: len(ratios)], dtype=torch.float64, requires_grad=True)
-    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (ratios, advantages)]
-    penalty = ppo_kl.beta_log_probs(log_probs, *tensors, clip_coef)
-    (betas,) = torch.autograd.grad(penalty.sum(), log_probs)
-    for beta, value, ratio, one, log_prob in zip(betas, penalty, ratios, advantages, log_probs):
+    lists = log_probs[: len(ratios)], ratios, advantages
+    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in lists]
+    objectives = clipped_surrogate("beta", clip_coef, *tensors)
+    betas, slopes = torch.autograd.grad(objectives.sum(), tensors[:2], materialize_grads=True)
+    assert slopes.tolist() == advantages  # of r Â alone
+    for beta, value, log_prob, ratio, one in zip(betas, objectives, *lists):
         expected = -ratio * one if region(ratio, one, clip_coef) == "kill" else 0.0
         assert beta.item() == pytest.approx(expected, rel=1e-12)
-        assert value.item() == pytest.approx(expected * log_prob.item(), rel=1e-12)
-    assert torch.autograd.grad(
-        ppo_kl.beta_log_probs(log_probs, *tensors, clip_coef).sum(), tensors[0], allow_unused=True
-    ) == (None,)
+        size = abs(ratio * one) * (1 + abs(log_prob))
+        assert abs(value.item() - (ratio * one + expected * log_prob)) <= 1e-12 * size
+
+
+def test_per_sample_penalty_has_the_value_of_theorem_1():
+    """policy_loss is the mean of −(r Â + β_t log π), which no gradient shows."""
+    world = make_world(
+        "discrete", 3, reach=0.1, advantages=[2.0, -1.0, 0.5, -2.0, 1.0, -0.5, 3.0, -1.5]
+    )
+    args = ppo_kl.Args(**ONE_STEP, norm_adv=False, penalty="per-sample")
+    metrics = ppo_kl.update(world.agent, Recorder(world.agent), world.batch, args)
+    expected, regions = 0.0, []
+    for obs, action, old_log_prob, one in zip(*world.batch[:3], world.batch.advantages.tolist()):
+        probability = density(world.agent, obs, action).item()
+        ratio = probability / math.exp(old_log_prob)
+        regions.append(region(ratio, one, 0.2))
+        beta = -ratio * one if regions[-1] == "kill" else 0.0
+        expected -= (ratio * one + beta * math.log(probability)) / len(world.batch.obs)
+    assert metrics["policy_loss"] == pytest.approx(expected, rel=1e-9)
+    assert set(regions) == {"in", "kill", "pass"}
 
 
 def test_each_form_is_made_of_its_own_penalty(monkeypatch):
-    """That phi and beta train as min does is no equation if they are min: without its penalty each is r Â."""
-    log_probs, ratio, advantages = torch.tensor([[-0.5, -0.7, -2.0], [2.0, 0.5, 1.1], [1.0, -1.0, 3.0]])
+    """That phi and beta train as min does says nothing if they are min. Without I_kill they are r Â."""
+    tensors = torch.tensor([[-0.5, -0.7, -2.0], [2.0, 0.5, 1.1], [1.0, -1.0, 3.0]])
+    log_probs, ratio, advantages = tensors
     clipped = torch.tensor([1.2, -0.8, 3.3])
-    for form, expected in (("min", clipped), ("phi", clipped), ("beta", ratio * advantages * (1 - log_probs))):
-        expected = torch.where(advantages == 3, ratio * advantages, expected)  # the third ratio is in the band
-        found = ppo_clip.clipped_surrogate(log_probs, ratio, advantages, 0.2, form)
-        torch.testing.assert_close(found, expected)
-    monkeypatch.setattr(ppo_clip, "phi", lambda *_: 0.0)
-    monkeypatch.setattr(ppo_clip, "beta_log_probs", lambda *_: 0.0)
-    for form, expected in (("min", clipped), ("phi", ratio * advantages), ("beta", ratio * advantages)):
-        torch.testing.assert_close(ppo_clip.clipped_surrogate(log_probs, ratio, advantages, 0.2, form), expected)
+    both = torch.where(advantages == 3, 1, 1 - log_probs) * ratio * advantages  # 1.1 is in the band
+    for form, expected in (("min", clipped), ("phi", clipped), ("beta", both)):
+        torch.testing.assert_close(clipped_surrogate(form, 0.2, *tensors), expected)
+    nobody = torch.zeros(3, dtype=torch.bool)
+    monkeypatch.setattr(ppo_clip, "partition", lambda *_: (~nobody, nobody, nobody))
+    for form, expected in (
+        ("min", clipped),
+        ("phi", ratio * advantages),
+        ("beta", ratio * advantages),
+    ):
+        torch.testing.assert_close(clipped_surrogate(form, 0.2, *tensors), expected)
 
 
 @given(samples())
@@ -417,8 +560,9 @@ def test_theorem_2_the_clip_is_a_penalty_on_the_ratio(sample):
     ratios, advantages, clip_coef = sample
     tensors = [torch.tensor(x, dtype=torch.float64) for x in (ratios, advantages)]
     log_probs = torch.zeros(len(ratios), dtype=torch.float64)
-    values = [ppo_clip.clipped_surrogate(log_probs, *tensors, clip_coef, form) for form in ("min", "phi")]
-    penalties = ppo_clip.phi(*tensors, clip_coef)
+    minima, differences = (
+        clipped_surrogate(x, clip_coef, log_probs, *tensors) for x in ("min", "phi")
+    )
     for i, (ratio, one) in enumerate(zip(ratios, advantages)):
         clipped = min(ratio * one, max(min(ratio, 1 + clip_coef), 1 - clip_coef) * one)
         penalty = 0.0
@@ -426,28 +570,39 @@ def test_theorem_2_the_clip_is_a_penalty_on_the_ratio(sample):
             penalty = (ratio - (1 + clip_coef)) * one
         if ratio < 1 - clip_coef and one < 0:
             penalty = (ratio - (1 - clip_coef)) * one
-        assert penalties[i].item() == penalty >= 0
-        assert values[0][i].item() == clipped
-        assert values[1][i].item() == pytest.approx(clipped, rel=1e-12, abs=1e-12 * abs(ratio * one) + 1e-300)
+        assert penalty >= 0
+        assert minima[i].item() == clipped
+        rounding = 1e-12 * abs(ratio * one) + 1e-300
+        assert differences[i].item() == pytest.approx(clipped, rel=1e-12, abs=rounding)
+        assert ratio * one - differences[i].item() == pytest.approx(
+            penalty, rel=1e-12, abs=rounding
+        )
 
 
 def test_one_coefficient_for_all_samples_cannot_do_what_the_clip_does():
-    """No scalar β gives PPO-KL the gradient of PPO-Clip at this θ′, whether it weighs the exact KL or log π.
+    """No scalar β gives PPO-KL the gradient of PPO-Clip at this θ′. It may weigh the KL or log π.
 
-    The gradient is affine in β, so that the nearest one is a projection. arXiv 2606.23932 needs a β_t for each sample.
+    The gradient is affine in β, so that the nearest one is a projection. arXiv 2606.23932 needs a
+    β_t for each sample.
     """
-    world = make_world("discrete", seed=3, reach=0.1, advantages=[2.0, -1.0, 0.5, -2.0, 1.0, -0.5, 3.0, -1.5])
+    world = make_world(
+        "discrete", 3, reach=0.1, advantages=[2.0, -1.0, 0.5, -2.0, 1.0, -0.5, 3.0, -1.5]
+    )
     _, agent, batch = world
     target = gradient_in_update(ppo_clip, agent, batch, norm_adv=False)
-    unpenalised = gradient_in_update(ppo_kl, agent, batch, norm_adv=False, penalty="fixed", beta=0.0)
-    penalised = gradient_in_update(ppo_kl, agent, batch, norm_adv=False, penalty="fixed", beta=1.0)
-    per_sample = gradient_in_update(ppo_kl, agent, batch, norm_adv=False, penalty="per-sample")
-    at_two = gradient_in_update(ppo_kl, agent, batch, norm_adv=False, penalty="fixed", beta=2.0)
+    unpenalised, penalised, at_two = (
+        gradient_of_ppo_kl_at(world, beta) for beta in (0.0, 1.0, 2.0)
+    )
     assert_equal(at_two, 2 * penalised - unpenalised)  # affine
+    old, new = (x.actor(batch.obs).log_softmax(-1) for x in (world.old, agent))
+    kl = (old.exp() * (old - new)).sum(-1).mean()
+    assert_equal(penalised - unpenalised, -gradient(kl, agent))  # exact
     for slope in (penalised - unpenalised, sum(scores(agent, batch)) / len(batch.obs)):
+        assert slope.norm() > 0.01
         best_beta = (target - unpenalised) @ slope / (slope @ slope)
         nearest = unpenalised + best_beta * slope
         assert (nearest - target).norm() > 0.3 * target.norm()
+    per_sample = gradient_in_update(ppo_kl, agent, batch, norm_adv=False, penalty="per-sample")
     assert_equal(per_sample, target)
 
 
@@ -458,23 +613,40 @@ def test_the_forms_have_one_gradient_to_the_bit_in_float32(sample, batch_size, s
     ratios, advantages, clip_coef = sample
     ratios, advantages = torch.tensor(ratios), torch.tensor(advantages)
     found = []
-    for form in (*FORMS, "per-sample"):
+    for form in FORMS:
         generator = torch.Generator().manual_seed(seed)
         log_probs = torch.randn(len(ratios), generator=generator, requires_grad=True)
         ratio = ratios * (log_probs - log_probs.detach()).exp()
-        if form == "per-sample":
-            objective = ratio * advantages - -ppo_kl.beta_log_probs(log_probs, ratio, advantages, clip_coef)
-        else:
-            objective = ppo_clip.clipped_surrogate(log_probs, ratio, advantages, clip_coef, form)
+        objective = clipped_surrogate(form, clip_coef, log_probs, ratio, advantages)
         (grad,) = torch.autograd.grad(-objective.sum() / batch_size, log_probs)
         found.append(grad)
     assert all(torch.equal(grad, found[0]) for grad in found)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm_adv", [False, True])
+@given(st.integers(30, 60), st.integers(0, 2**32), st.floats(0.05, 0.3))
+@settings(max_examples=10)
+def test_the_updates_have_one_gradient_to_the_bit_in_float32(kind, norm_adv, size, seed, clip_coef):
+    """PPO-Clip's in each form and PPO-KL's with --penalty per-sample, with whatever is in them."""
+    rng = np.random.default_rng(seed)
+    world = make_world(kind, seed, reach=0.3, advantages=rng.standard_normal(size))
+    agent = world.agent.float()
+    batch = ppo_clip.Batch(*(x if x.dtype == torch.int64 else x.float() for x in world.batch))
+    options = {"norm_adv": norm_adv, "clip_coef": clip_coef}
+    calls = [(ppo_clip, {"form": form}) for form in FORMS] + [(ppo_kl, {"penalty": "per-sample"})]
+    found = []
+    for script, choice in calls:
+        torch.manual_seed(0)
+        found.append(gradient_in_update(script, agent, batch, **choice, **options))
+    assert found[0].abs().max() > 0
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
 @pytest.mark.parametrize("edge", [np.float32(0.8), np.float32(1.2)])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_ratio_just_off_the_band_is_killed_or_passed_whole(edge, form):
-    """Where rounding makes r Â and clip(r) Â one number, torch.min of the two would share out half of the gradient."""
+    """Where r Â and clip(r) Â round to one number, torch.min would share the gradient between them."""
     rng = np.random.default_rng(0)
     off = np.nextafter(edge, np.float32(9 if edge > 1 else 0))
     tied = [x for x in rng.standard_normal(1000).astype(np.float32) if off * x == edge * x]
@@ -482,20 +654,20 @@ def test_a_ratio_just_off_the_band_is_killed_or_passed_whole(edge, form):
     for one in tied:
         log_prob = torch.zeros(1, requires_grad=True)
         ratio = torch.tensor([off]) * log_prob.exp()
-        objective = ppo_clip.clipped_surrogate(log_prob, ratio, torch.tensor([one]), 0.2, form)
+        objective = clipped_surrogate(form, 0.2, log_prob, ratio, torch.tensor([one]))
         (grad,) = torch.autograd.grad(objective.sum(), log_prob)
         killed = (edge > 1) == (one > 0)
         assert grad.item() == (0.0 if killed else np.float32(off * one))
 
 
-# -------------------------------------------- the forms and the partition in a run -----------------------------------
+# ------------------------------ the forms and the partition in a run ------------------------------
 
 
-COLUMNS = ("global_step", "episodic_return", "value_loss", "entropy", "approx_kl")
+COLUMNS = "global_step episodic_return value_loss entropy approx_kl weight_norm".split()
 RUNS = {
     "CartPole-v1": {},
     "Pendulum-v1": {"norm_obs": True, "norm_reward": True, "norm_adv": False},
-    "toys:MatrixAction-v0": {"seed": 2, "total_timesteps": 8_000},
+    "toys:MatrixAction-v0": {"seed": 2, "total_timesteps": 7_000},
 }
 
 
@@ -506,8 +678,17 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("env", RUNS)
 def test_the_four_forms_train_identically_to_the_bit(env):
-    """A whole run each, many of whose ratios leave the band on either side. Theorems 1 and 2 of arXiv 2606.23932."""
-    options = {"total_timesteps": 20_000, "learning_rate": 5e-3, "num_envs": 7, "num_steps": 40, "clip_coef": 0.1}
+    """A whole run each, many of whose ratios leave the band on either side.
+
+    Theorems 1 and 2 of arXiv 2606.23932.
+    """
+    options = {
+        "total_timesteps": 12_000,
+        "learning_rate": 5e-3,
+        "num_envs": 7,
+        "num_steps": 40,
+        "clip_coef": 0.1,
+    }
     options |= {"env": env, "quiet": True, **RUNS[env]}
     tables = []
     for form in FORMS:
@@ -524,8 +705,13 @@ def test_the_four_forms_train_identically_to_the_bit(env):
     for name in ("frac_kill", "frac_pass"):
         assert sum(float(row[name]) for row in tables[0]) / len(tables[0]) > 0.01
     losses = [float(row["policy_loss"]) for row in tables[2]]
-    assert losses != [float(row["policy_loss"]) for row in tables[0]]  # another value, with the same gradient
-    checkpoints = [torch.load(Path(x, "checkpoint.pt"), weights_only=True)["agent"] for x in (*FORMS, "per-sample")]
+    assert losses != [
+        float(row["policy_loss"]) for row in tables[0]
+    ]  # another value, with the same gradient
+    checkpoints = [
+        torch.load(Path(x, "checkpoint.pt"), weights_only=True)["agent"]
+        for x in (*FORMS, "per-sample")
+    ]
     for name, tensor in checkpoints[0].items():
         assert all(torch.equal(checkpoint[name], tensor) for checkpoint in checkpoints), name
 
@@ -534,16 +720,22 @@ def test_the_four_forms_train_identically_to_the_bit(env):
 @given(worlds, st.booleans())
 @settings(max_examples=30)
 def test_rows_log_the_partition(script, world, norm_adv):
-    """frac_in, frac_kill and frac_pass are by their definition, with the loss's advantages; clipfrac is |r − 1| > ε."""
+    """frac_in, frac_kill and frac_pass are those of the definition, with the loss's advantages.
+
+    clipfrac is the share of |r − 1| > ε.
+    """
     _, agent, batch = world
     advantages = batch.advantages - (batch.advantages.mean() if norm_adv else 0.0)
     ratios = [density(agent, *x).item() for x in zip(batch.obs, batch.actions)]
-    ratios = [ratio / math.exp(log_prob) for ratio, log_prob in zip(ratios, batch.log_probs.tolist())]
-    if any(abs(abs(ratio - 1) - 0.2) < 1e-9 for ratio in ratios) or (norm_adv and advantages.abs().min() < 1e-9):
+    ratios = [
+        ratio / math.exp(log_prob) for ratio, log_prob in zip(ratios, batch.log_probs.tolist())
+    ]
+    if any(abs(abs(ratio - 1) - 0.2) < 1e-9 for ratio in ratios) or (
+        norm_adv and advantages.abs().min() < 1e-9
+    ):
         return
-    recorder = Recorder(agent)
     args = script.Args(**{**ONE_STEP, "num_minibatches": 1 if norm_adv else 2}, norm_adv=norm_adv)
-    metrics = script.update(agent, {"agent": recorder}, batch, args)
+    metrics = script.update(agent, Recorder(agent), batch, args)
     regions = [region(ratio, one, 0.2) for ratio, one in zip(ratios, advantages.tolist())]
     for name in ("in", "kill", "pass"):
         assert metrics[f"frac_{name}"] == pytest.approx(regions.count(name) / len(regions))
@@ -554,37 +746,47 @@ def test_rows_log_the_partition(script, world, norm_adv):
 
 @pytest.mark.parametrize("script", [ppo_clip, ppo_kl])
 def test_metrics_are_those_of_the_last_epoch(script):
-    """Two epochs log what the second of two updates of one epoch logs, from the same parameters and shuffles."""
+    """Two epochs log what the second of two updates of one epoch logs."""
     world = make_world("discrete", seed=6, reach=0.3, advantages=[1.0, 1.1, 1.2, 1.3, -5.0, 1.5])
     options = {**ONE_STEP, "num_minibatches": 2}
     if script is ppo_kl:
-        options |= {"penalty": "fixed", "beta": 0.0}  # else the second update would have another π_old
+        options |= {
+            "penalty": "fixed",
+            "beta": 0.0,
+        }  # else the second update would have another π_old
     rows = {}
     for epochs in ([2], [1, 1]):
         agent = copy.deepcopy(world.agent)
-        optimizer = GradientDescent(agent)
-        optimizer.state["beta"].fill_(0.0)
+        optimizer = descent(agent, beta=0.0)
         torch.manual_seed(0)
         for update_epochs in epochs:
             args = script.Args(**{**options, "update_epochs": update_epochs})
             first = rows.get("last")
-            rows["last"] = script.update(agent, {"agent": optimizer}, world.batch, args)
+            rows["last"] = script.update(agent, optimizer, world.batch, args)
         rows[str(epochs)] = {name: value for name, value in rows["last"].items() if name != "kl"}
     assert rows["[2]"] == pytest.approx(rows["[1, 1]"], rel=1e-12)
     assert any(rows["last"][name] != first[name] for name in ("frac_in", "frac_kill", "frac_pass"))
     for name in ("policy_loss", "value_loss", "entropy", "approx_kl"):
-        assert rows["last"][name] != pytest.approx(first[name], rel=1e-6), f"{name} is the same in both epochs"
+        assert rows["last"][name] != pytest.approx(first[name], rel=1e-6), (
+            f"{name} is the same in both epochs"
+        )
 
 
-# ------------------------------------------------ advantages, and the two errors -------------------------------------
+# --------------------------------- advantages, and the two errors ---------------------------------
 
 
 @st.composite
 def trajectories(draw):
-    """Rewards (T, 1), values (T + 1, 1) and the two kinds of episode end of one environment, and γ."""
+    """Rewards (T, 1), values (T + 1, 1) and both kinds of ends of one environment, and γ."""
     length = draw(st.integers(1, 12))
     numbers = st.lists(st.floats(-10, 10), min_size=length, max_size=length)
-    ends = draw(st.lists(st.sampled_from(["", "", "", "terminated", "truncated"]), min_size=length, max_size=length))
+    ends = draw(
+        st.lists(
+            st.sampled_from(["", "", "", "terminated", "truncated"]),
+            min_size=length,
+            max_size=length,
+        )
+    )
     columns = (
         draw(numbers),
         [*draw(numbers), draw(st.floats(-10, 10))],
@@ -595,7 +797,10 @@ def trajectories(draw):
 
 @given(trajectories())
 def test_gae_with_lambda_0_is_the_temporal_difference(trajectory):
-    """Â_t = r_t + γ V(s_{t+1}) − V(s_t), without V(s_{t+1}) behind a termination. Schulman et al. 2016, eq. 17."""
+    """Â_t = r_t + γ V(s_{t+1}) − V(s_t), without V(s_{t+1}) behind a termination.
+
+    Schulman et al. 2016, eq. 17.
+    """
     rewards, values, terminations, truncations, gamma = trajectory
     advantages, _ = gae_fast.gae(rewards, values, terminations, truncations, gamma, 0.0)
     for t in range(len(rewards)):
@@ -605,8 +810,11 @@ def test_gae_with_lambda_0_is_the_temporal_difference(trajectory):
 
 @given(trajectories())
 def test_gae_with_lambda_1_is_the_return_minus_the_value(trajectory):
-    """Â_t = Σ_k γ^k r_{t+k} + γ^n V(s_{t+n}) − V(s_t), up to the episode's end or the last step; V behind a truncation
-    counts, V behind a termination does not. Schulman et al. 2016, eq. 18; Pardo et al. 2018."""
+    """Â_t = Σ_k γ^k r_{t+k} + γ^n V(s_{t+n}) − V(s_t), up to the episode's end or the last step.
+
+    V behind a truncation counts, V behind a termination does not. Schulman et al. 2016, eq. 18;
+    Pardo et al. 2018.
+    """
     rewards, values, terminations, truncations, gamma = trajectory
     advantages, returns = gae_fast.gae(rewards, values, terminations, truncations, gamma, 1.0)
     for t in range(len(rewards)):
@@ -623,17 +831,18 @@ def test_gae_with_lambda_1_is_the_return_minus_the_value(trajectory):
 def test_an_action_of_i_pass_is_brought_back_and_one_of_i_kill_is_left():
     """clipfrac counts both; ascent on PPO-Clip's objective moves one of them and not the other."""
     world = make_world("discrete", seed=0, reach=0.0, advantages=[-1.0])
-    for advantage, moves in ((-1.0, True), (1.0, False)):
+    sample = ppo_clip.Batch(*(x[[0, 0]] for x in world.batch))
+    args = ppo_clip.Args(**ONE_STEP, norm_adv=False)
+    for one, moves in ((-1.0, True), (1.0, False)):
         agent = copy.deepcopy(world.old)
         # π_old had given the action half of its present probability: r = 2.
-        batch = world.batch._replace(
-            log_probs=world.batch.log_probs - math.log(2), advantages=torch.tensor([advantage]).double()
-        )
+        old_log_probs = sample.log_probs - math.log(2)
+        batch = sample._replace(log_probs=old_log_probs, advantages=sample.advantages * -one)
         ratios = []
         for _ in range(50):
-            ratios.append(density(agent, batch.obs[0], batch.actions[0]).item() / batch.log_probs.exp().item())
-            args = ppo_clip.Args(**ONE_STEP, norm_adv=False)
-            metrics = ppo_clip.update(agent, {"agent": GradientDescent(agent)}, batch, args)
+            probability = density(agent, batch.obs[0], batch.actions[0]).item()
+            ratios.append(probability / old_log_probs[0].exp().item())
+            metrics = ppo_clip.update(agent, descent(agent), batch, args)
             if len(ratios) == 1:
                 assert metrics["clipfrac"] == 1.0 and ratios[0] == pytest.approx(2)
         if moves:

@@ -1,88 +1,141 @@
 """vpg.py: the policy's step, the critic's regression, and what λ does."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 import vpg
-from vpg import Agent, Args, Episodes, make_envs, make_optimizers, rollout, update
+from vpg import Agent, Args, make_envs, make_optimizer, rollouts, update
 
 
 def start(args):
+    """An agent, and its first rollout."""
     torch.manual_seed(args.seed)
-    envs = make_envs(args)
-    return (
-        envs,
-        Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs),
-        Episodes(envs, args.seed),
-    )
+    envs = make_envs(args.env, args.num_envs)
+    agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
+    return agent, next(rollouts(envs, agent, args, iteration=0))
+
+
+def weights(agent, of_critic):
+    """Copies of the parameters of the critic, or of the policy, by name."""
+    names = [
+        name for name, _ in agent.named_parameters() if name.startswith("critic.") == of_critic
+    ]
+    return {name: agent.get_parameter(name).detach().clone() for name in names}
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("norm_adv", [False, True])
 def test_policy_takes_one_step_of_adam_on_the_policy_gradient(env, norm_adv):
-    """Σ log π(a_t | s_t) Â_t / B, summed sample by sample, whose gradient torch.optim.Adam follows."""
+    """Adam follows the gradient of Σ log π(a_t | s_t) Â_t / B, summed sample by sample."""
     args = Args(env=env, num_envs=3, num_steps=40, norm_adv=norm_adv, num_minibatches=1)
-    envs, agent, episodes = start(args)
+    agent, batch = start(args)
     torch.nn.init.normal_(agent.actor[-1].weight)
-    batch = rollout(envs, agent, episodes, args)
-    twin = Agent(envs.single_observation_space, envs.single_action_space, norm_obs=False)
-    twin.load_state_dict(agent.state_dict())
+    with torch.no_grad():
+        batch = batch._replace(log_probs=agent.policy(batch.obs).log_prob(batch.actions))
+    twin = copy.deepcopy(agent)
     policy = [parameter for name, parameter in twin.named_parameters() if "critic" not in name]
     advantages = batch.advantages
     if norm_adv:
         advantages = (advantages - advantages.mean()) / advantages.var(correction=0).sqrt()
-    gain = sum(twin.policy(batch.obs[i]).log_prob(batch.actions[i]) * advantages[i] for i in range(len(batch.obs)))
+    gain = 0.0
+    for obs, action, advantage in zip(batch.obs, batch.actions, advantages):
+        gain = gain + twin.policy(obs).log_prob(action) * advantage
     (-gain / len(batch.obs)).backward()
-    assert all(parameter.grad is None for parameter in twin.critic.parameters())
     torch.optim.Adam(policy, lr=args.learning_rate, eps=1e-5).step()
 
     entropy = agent.policy(batch.obs).entropy().mean().item()
-    metrics = update(agent, make_optimizers(agent, args), batch, args)
-    for (name, parameter), expected in zip(agent.named_parameters(), twin.parameters()):
-        if "critic" not in name:
-            torch.testing.assert_close(parameter.detach(), expected.detach(), rtol=1e-3, atol=1e-4, msg=name)
-    assert metrics["policy_loss"] == pytest.approx(-gain.item() / len(batch.obs), rel=1e-3, abs=1e-5)
-    new, old = agent.policy(batch.obs).log_prob(batch.actions), batch.log_probs
-    assert metrics["approx_kl"] == pytest.approx(((new - old).exp() - 1 - (new - old)).mean().item(), abs=1e-7)
+    metrics = update(agent, make_optimizer(agent, args), batch, args)
+    for name, expected in weights(twin, of_critic=False).items():
+        found = agent.get_parameter(name).detach()
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, msg=name)
+    assert metrics["policy_loss"] == pytest.approx(-gain.item() / len(batch.obs), 1e-3, 1e-5)
+    log_ratio = agent.policy(batch.obs).log_prob(batch.actions) - batch.log_probs
+    k3 = (log_ratio.exp() - 1 - log_ratio).mean().item()
+    assert metrics["approx_kl"] == pytest.approx(k3, abs=1e-7) and k3 > 1e-6
     assert metrics["entropy"] == pytest.approx(entropy, rel=1e-5)
 
 
-def test_critic_is_fitted_in_passes_of_minibatches():
-    args = Args(num_envs=4, num_steps=32, value_epochs=3, num_minibatches=4)
-    envs, agent, episodes = start(args)
-    batch = rollout(envs, agent, episodes, args)
-    optimizers = make_optimizers(agent, args)
-    update(agent, optimizers, batch, args)
-    assert optimizers["critic"].state["step"] == 12 and optimizers["policy"].state["step"] == 1
+def test_one_adam_has_a_group_for_the_policy_and_one_for_the_critic():
+    args = Args(env="Pendulum-v1", learning_rate=0.02, value_learning_rate=0.05)
+    agent, _ = start(args)
+    optimizer = make_optimizer(agent, args)
+    policy, critic = optimizer.param_groups
+    assert (policy["lr"], critic["lr"]) == (0.02, 0.05)
+    for group, of_critic in ((policy, False), (critic, True)):
+        expected = {id(agent.get_parameter(name)) for name in weights(agent, of_critic)}
+        assert {id(parameter) for parameter in group["params"]} == expected
+
+
+def test_the_policys_step_moves_the_policy_alone_and_the_fit_the_critic_alone():
+    """Each step leaves the other network's weights and Adam's moments of them as they were."""
+    args = Args(env="Pendulum-v1", num_envs=4, num_steps=32, value_epochs=3, num_minibatches=4)
+    agent, batch = start(args)
+    twin = copy.deepcopy(agent)
+    optimizer = make_optimizer(agent, args)
+    for updates in (1, 2):  # the second one finds both networks' gradients
+        before = weights(agent, of_critic=False)
+        torch.manual_seed(0)
+        update(agent, optimizer, batch, args)
+        steps = {
+            name: optimizer.state[parameter]["step"].item()
+            for name, parameter in agent.named_parameters()
+        }
+        for name in before:
+            assert steps[name] == updates and not torch.equal(
+                agent.get_parameter(name), before[name]
+            )
+        assert {steps[name] for name in weights(agent, of_critic=True)} == {12 * updates}
+    before, optimizer = weights(twin, of_critic=False), make_optimizer(twin, args)
+    for _ in range(2):
+        torch.manual_seed(0)
+        vpg.fit_critic(twin, optimizer, batch, args)
+    assert all(torch.equal(twin.get_parameter(name), before[name]) for name in before)
+    for name, expected in weights(agent, of_critic=True).items():
+        assert torch.equal(twin.get_parameter(name), expected), name
 
 
 def test_critic_converges_to_the_least_squares_fit():
-    args = Args(num_envs=4, num_steps=32, value_epochs=400, num_minibatches=2, value_learning_rate=3e-3)
-    envs, agent, episodes = start(args)
-    batch = rollout(envs, agent, episodes, args)
-    before = [parameter.detach().clone() for name, parameter in agent.named_parameters() if "critic" not in name]
-    loss = vpg.fit_critic(agent, make_optimizers(agent, args)["critic"], batch, args)
+    options = {"value_epochs": 400, "num_minibatches": 2, "value_learning_rate": 3e-3}
+    args = Args(num_envs=4, num_steps=32, **options)
+    agent, batch = start(args)
+    loss = vpg.fit_critic(agent, make_optimizer(agent, args), batch, args)
     errors = agent.value(batch.obs) - batch.returns
-    assert 0.5 * errors.square().mean() < 0.1 * 0.5 * (batch.values - batch.returns).square().mean()
+    assert errors.square().mean() < 0.1 * (batch.values - batch.returns).square().mean()
     assert loss == pytest.approx(0.5 * errors.square().mean().item(), rel=0.5)
-    after = [parameter for name, parameter in agent.named_parameters() if "critic" not in name]
-    assert all(torch.equal(x, y) for x, y in zip(before, after))  # no gradient reaches the policy
+
+
+def test_value_loss_is_that_of_the_last_pass():
+    """With one minibatch a pass, it is ½ (V − R̂)² of the critic that the pass before left."""
+    args = Args(num_envs=4, num_steps=32, value_epochs=3, num_minibatches=1)
+    agent, batch = start(args)
+    twin = copy.deepcopy(agent)
+    metrics = update(twin, make_optimizer(twin, args), batch, args)
+    two_passes = Args(**{**vars(args), "value_epochs": 2})
+    vpg.fit_critic(agent, make_optimizer(agent, args), batch, two_passes)
+    expected = 0.5 * (agent.value(batch.obs) - batch.returns).square().mean().item()
+    assert metrics["value_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def first_step_advantages(gae_lambda):
-    """Â of the first step of 4,000 episodes of Delayed under a critic that says 0 everywhere, and its actions."""
-    args = Args(env="toys:Delayed-v0", num_envs=4000, num_steps=6, gae_lambda=gae_lambda, gamma=0.9)
-    envs, agent, episodes = start(args)
+    """Â of the first step of 4,000 episodes of Delayed under a critic of zeros, and the actions."""
+    options = {"env": "toys:Delayed-v0", "num_envs": 4000, "num_steps": 6, "gamma": 0.9}
+    args = Args(gae_lambda=gae_lambda, **options)
+    torch.manual_seed(args.seed)
+    envs = make_envs(args.env, args.num_envs)
+    agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     for parameter in agent.critic.parameters():
         torch.nn.init.zeros_(parameter)
-    batch = rollout(envs, agent, episodes, args)
+    batch = next(rollouts(envs, agent, args, iteration=0))
     first = batch.obs[:, 0] == 0
+    assert first.sum() == 4000
     return batch.advantages[first].numpy(), batch.actions[first].numpy()
 
 
 def test_lambda_trades_bias_for_variance():
-    """The first action pays 1 five steps later, γ⁵ now; the critic knows nothing. Tables of text 1, section 6."""
+    """The first action pays 1 five steps later, which is γ⁵ now; the critic knows nothing."""
     bias, variance = {}, {}
     for gae_lambda in (0.0, 0.9, 1.0):
         advantages, actions = first_step_advantages(gae_lambda)
@@ -93,7 +146,7 @@ def test_lambda_trades_bias_for_variance():
         if gae_lambda == 1:
             assert abs(bias[1]) < 4 * standard_error < 0.5 * 0.9**5  # Monte-Carlo: no bias
         if gae_lambda == 0:
-            assert abs(bias[0] - 0.9**5) < 4 * standard_error  # one-step: none of the reward to come is seen
+            assert abs(bias[0] - 0.9**5) < 4 * standard_error  # no later reward is seen
     assert bias[0] > bias[0.9] > bias[1]
     assert variance[0] < variance[0.9] < variance[1]
     assert variance[0] == pytest.approx(1, rel=0.1)
@@ -102,12 +155,15 @@ def test_lambda_trades_bias_for_variance():
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 1.0])
 def test_ends_of_lambda_are_td_error_and_return_minus_value(gae_lambda):
-    args = Args(env="toys:Drift-v0", num_envs=1, num_steps=4, gae_lambda=gae_lambda, gamma=0.9)
-    envs, agent, episodes = start(args)
-    batch = rollout(envs, agent, episodes, args)  # an episode of 3 steps, terminated, and a row that resets
+    """An episode of 3 steps, which a termination ends, and a row that resets."""
+    options = {"env": "toys:Drift-v0", "num_envs": 1, "num_steps": 4, "num_minibatches": 1}
+    args = Args(gae_lambda=gae_lambda, gamma=0.9, **options)
+    _, batch = start(args)
     rewards = batch.obs[:, 0] + 0.2 * batch.actions - 0.1
     values = [*batch.values, torch.tensor(0.0)]
+    assert len(batch.obs) == 3
     for t in range(3):
         to_go = sum(0.9**k * r for k, r in enumerate(rewards[t:]))
         expected = to_go if gae_lambda == 1 else rewards[t] + 0.9 * values[t + 1]
-        torch.testing.assert_close(batch.advantages[t], expected - values[t], rtol=1e-4, atol=1e-5)
+        expected = expected - values[t]
+        torch.testing.assert_close(batch.advantages[t], expected, rtol=1e-4, atol=1e-5)
