@@ -6,9 +6,8 @@ that divergence ends up over 1.5 times the target, and halves where it is under 
 
     L^KLPEN(θ) = E_t[ r Â_t − β KL(π_old ‖ π_θ)(s_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), section 4. With
-`--penalty per-sample` each sample has a β of its own, on log π, which makes it PPO-Clip, to the bit
-(arXiv 2606.23932, Theorem 1).
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), section 4. A β
+of each sample's own, on log π, makes it PPO-Clip, to the bit (arXiv 2606.23932, Theorem 1).
 
     python ppo_kl.py --env CartPole-v1
     torchrun --nproc-per-node 2 ppo_kl.py --env HalfCheetah-v5 --norm-obs --norm-reward
@@ -168,7 +167,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for obs (…, num_obs): Categorical, or Normal with a state-independent log_std."""
+        """π(· | s) for obs (…, num_obs): Categorical, or Normal with a log_std free of s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -307,8 +306,7 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
     names = "policy_loss value_loss entropy approx_kl frac_in frac_kill frac_pass".split()
     metrics = dict(zip(names, means))
     metrics["clipfrac"] = metrics["frac_kill"] + metrics["frac_pass"]  # |r − 1| > ε
-    with torch.no_grad():
-        kl = kl_divergence(old_agent.policy(batch.obs), agent.policy(batch.obs)).mean()
+    kl = kl_divergence(old_agent.policy(batch.obs), agent.policy(batch.obs)).mean().detach()
     metrics["kl"] = mean_over_ranks(kl).item()
     metrics |= {"beta": beta} if args.penalty != "per-sample" else {}
     if args.penalty == "adaptive":
