@@ -24,7 +24,7 @@ import shlex
 import subprocess
 import sys
 import time
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -68,10 +68,7 @@ class Args:
         if self.out and (os.path.isfile(self.out) or any(Path(self.out).glob("*"))):
             raise ValueError(f"--out: expected a new or empty folder, got {self.out!r}")
         plan(self, Path())
-        try:
-            runs = read_folders(self.read)
-        except ValueError as error:
-            raise ValueError(f"--read: {error}") from error
+        runs = read_folders(self.read)
         envs = {run.config["env"] for run in runs} | ({self.env} if self.runs else set())
         if len(envs) > 1:
             raise ValueError(f"--read: expected runs of one environment, got {sorted(envs)}")
@@ -86,7 +83,7 @@ class Job(NamedTuple):
     label: str
     seed: int
     command: tuple[str, ...]
-    folder: Path  # what the run writes; what it says goes to the file of this name and .log
+    folder: Path  # of the run; its errors go to the file of this name and .log
 
 
 class Run(NamedTuple):
@@ -106,9 +103,7 @@ def plan(args: Args, out: Path) -> list[Job]:
             raise ValueError(f"--runs: expected one of {[x.stem for x in SCRIPTS]}, got {name!r}")
         options = shlex.split(args.options) + own_options  # of one given twice, the last counts
         if taken := {"--env", "--seed", "--run-dir"} & {x.split("=")[0] for x in options}:
-            raise ValueError(
-                f"--runs: expected no {min(taken)}, which compare.py sets, got {label!r}"
-            )
+            raise ValueError(f"--runs: expected no {min(taken)}, which is set here, got {label!r}")
         for seed in range(1, args.seeds + 1):
             folder = out / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', label)}__{seed}"
             own = ("--env", args.env, "--seed", str(seed), "--run-dir", str(folder), "--quiet")
@@ -119,23 +114,23 @@ def plan(args: Args, out: Path) -> list[Job]:
     return jobs
 
 
-def run(job: Job) -> tuple[Job, Run | str]:
-    """Train; return the job with what its folder says or, if it failed, the last line it wrote."""
+def make_run(job: Job) -> Run | str:
+    """Train; return what the run's folder says or, if it failed, the last line that it wrote."""
     log = Path(f"{job.folder}.log")
     with open(log, "w") as file:
         status = subprocess.run(job.command, stdout=subprocess.DEVNULL, stderr=file).returncode
     if status != 0:
         lines = [f"status {status}", *log.read_text(errors="replace").splitlines()]
-        return job, f"{log}: {lines[-1]}"
+        return f"{log}: {lines[-1]}"
     log.unlink()
     try:
-        return job, read_run(job.folder, job.label)
+        return read_run(job.folder, job.label)
     except ValueError as error:
-        return job, str(error)
+        return str(error)
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """Read a run's folder. Raises ValueError if the run has not ended, or no episode in it has."""
+    """Read a run's folder. Raises ValueError if it holds no run that has ended, or no episode."""
     try:
         config = json.loads((folder / "config.json").read_text())
         rows = np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True, ndmin=1)
@@ -146,22 +141,18 @@ def read_run(folder: Path, label: str) -> Run:
             raise ValueError("no episode ended")
         return Run(label, config, rows)
     except (OSError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"expected a finished run, got {str(folder)!r}: {error}") from error
+        raise ValueError(f"{folder} holds no finished run: {error}") from error
 
 
 def read_folders(folders: tuple[str, ...]) -> list[Run]:
-    """Read runs, labelled by algorithm and by the arguments in which the algorithm's runs differ.
-
-    Raises ValueError for a folder that holds no finished run.
-    """
+    """Read runs, labelled by algorithm and by the arguments in which its runs differ."""
     runs = [read_run(Path(folder), "") for folder in folders]
-    no_setting = set("algorithm seed run_dir resume quiet tensorboard device".split())
-    no_setting |= set("numpy torch gymnasium gae_fast".split())
+    ignored = "seed run_dir resume quiet tensorboard device numpy torch gymnasium gae_fast".split()
     labelled = []
     for run in runs:
         algorithm = run.config["algorithm"]
         others = [x.config for x in runs if x.config["algorithm"] == algorithm]
-        settings = [x for x in run.config if x not in no_setting]
+        settings = [x for x in run.config if x not in ignored]
         differing = [x for x in settings if any(y.get(x) != run.config[x] for y in others)]
         options = [f"--{x.replace('_', '-')} {run.config[x]}" for x in differing]
         labelled.append(run._replace(label=" ".join([algorithm, *options])))
@@ -214,8 +205,7 @@ def draw(groups: dict[str, list[Run]], args: Args, title: str, path: Path) -> No
         panel.set_xlabel(name)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.3)
-    statistic = {"mean": "mean", "iqm": "interquartile mean"}[args.statistic]
-    panels[0].set_ylabel(f"return, {statistic} over seeds")
+    panels[0].set_ylabel(f"return, {args.statistic} over seeds")
     panels[0].legend(fontsize="small")
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
@@ -273,20 +263,23 @@ def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
     if args.runs:  # whose settings may be others than those of runs read
         read = [run._replace(label=f"{run.label} (read)") for run in read]
     env = args.env if args.runs else read[0].config["env"]
-    name = f"{re.sub(r'[^a-zA-Z0-9.-]+', '-', env)}__{time.strftime('%Y%m%d-%H%M%S')}"
-    out = Path(args.out or f"comparisons/{name}")
+    out = Path(args.out or f"comparisons/{env.replace(':', '-')}__{time.strftime('%Y%m%d-%H%M%S')}")
     jobs = plan(args, out)
     for job in jobs[:: args.seeds]:  # a script refuses bad arguments before anything is written
         script = importlib.import_module(Path(job.command[1]).stem)
         tyro.cli(script.Args, prog=f"{script.ALGORITHM}.py", args=job.command[2:])
     out.mkdir(parents=True, exist_ok=bool(args.out))
-    with ThreadPool(args.jobs) as pool:  # each thread waits for one process
-        results = pool.imap_unordered(run, jobs)
-        hidden = args.quiet or not jobs
-        results = dict(tqdm.tqdm(results, total=len(jobs), unit="run", disable=hidden))
-    failures = {job: results[job] for job in jobs if isinstance(results[job], str)}
+    pool = ThreadPoolExecutor(args.jobs or os.cpu_count())  # a thread waits for a process
+    futures = [pool.submit(make_run, job) for job in jobs]
+    hidden = args.quiet or not jobs
+    try:
+        list(tqdm.tqdm(as_completed(futures), total=len(jobs), unit="run", disable=hidden))
+    finally:
+        pool.shutdown(cancel_futures=True)  # a Ctrl-C ends the processes, and starts no more
+    results = {job: future.result() for job, future in zip(jobs, futures)}
+    failures = {job: x for job, x in results.items() if isinstance(x, str)}
     groups: dict[str, list[Run]] = {}
-    for made in [*(results[job] for job in jobs if job not in failures), *read]:
+    for made in [*(x for x in results.values() if isinstance(x, Run)), *read]:
         groups.setdefault(made.label, []).append(made)
     table = summarize(groups, args)
     if table:

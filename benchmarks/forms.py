@@ -4,10 +4,9 @@ metrics.csv to the bit.
     python benchmarks/forms.py --seeds 5
     python benchmarks/forms.py --env Pendulum-v1 --options="--norm-obs --clip-coef 0.1"
 
-Compared are the columns of COLUMNS, as they stand in the file, and every tensor of the agent in the
-last checkpoint. Left out are the times, and policy_loss and kl, which are not the same quantity in
-all four. `killed` and `passed` are the means over the run of frac_kill and frac_pass: how much there
-was for the forms to differ in.
+Compared are all columns that are one quantity in all four (not policy_loss, kl and the times), as
+they stand in the file, and every tensor of the agent in the last checkpoint. `killed` and `passed`
+are the means over the run of frac_kill and frac_pass: how much there was to differ in.
 """
 
 import argparse

@@ -10,10 +10,9 @@ program, without torchrun. `2 apart` is two plain programs at the same time that
 what the machine has to give. All take turns; a figure is the median over the rounds, a ratio the
 median of the rounds' ratios, with the least and the greatest. Imports, set-up, the first iteration
 and the last are left out. Each process is bound to a core of its own, as MPI does by default,
-unless --free is given. `communication` is the share of rank 0's time in torch.distributed's
-operations: messages, and waiting for the other ranks to come. Then, for messages of several sizes,
-how long they take when all come at once, by sum_over_ranks and by torch.distributed's own
-all_reduce.
+unless --free is given. `communication` is the share of rank 0's time in all_reduce: messages,
+and waiting for the other ranks to come. Then, for messages of several sizes, how long they take
+when all come at once: by mean_over_ranks, by the all_reduce in it, and by an all_gather and a mean.
 """
 
 import argparse
@@ -26,27 +25,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import tyro
 
 ROOT = Path(__file__).parent.parent
 CHEETAH = "--env HalfCheetah-v5 --norm-obs --norm-reward"
+PASSES = "--num-minibatches 32 --update-epochs 10"
 # What runs, and its steps in all for each rank.
 SETTINGS = [
     (f"ppo_clip.py {CHEETAH}", 60_000),
     (f"ppo_clip.py {CHEETAH} --num-steps 128", 100_000),
     (f"ppo_clip.py {CHEETAH} --num-steps 512", 131_072),
-    (
-        f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 --num-minibatches 32 --update-epochs 10",
-        24_576,
-    ),
+    (f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 {PASSES}", 24_576),
     (f"trpo.py {CHEETAH}", 100_000),
     ("ppo_clip.py --env CartPole-v1", 120_000),
 ]
 SIZES = (1, 10_000, 100_000, 1_000_000)
+WAYS = ("mean_over_ranks", "all_reduce", "all_gather and mean")
 
 
 def of_rank(command: list[str]) -> None:
@@ -57,29 +57,34 @@ def of_rank(command: list[str]) -> None:
     sys.path.insert(0, str(ROOT))
     name, *arguments = command
     script = importlib.import_module(Path(name).stem)
-    with script.process_group():
-        figures = trained(script, arguments) if arguments else messages(script)
-        if script.rank() == 0:
-            print(json.dumps(figures))
+    args = tyro.cli(script.Args, args=[*arguments, "--quiet"]) if arguments else None
+    if script.WORLD_SIZE > 1:
+        dist.init_process_group("gloo")
+    figures = trained(script, args) if args else messages(script)
+    if script.RANK == 0:
+        print(json.dumps(figures))
+    if script.WORLD_SIZE > 1:
+        dist.destroy_process_group()
 
 
-def trained(script: Any, arguments: list[str]) -> dict[str, float]:
-    collective, rollout = script.collective, script.rollout
+def trained(script: Any, args: Any) -> dict[str, float]:
+    all_reduce, rollouts = dist.all_reduce, script.rollouts
     begun, communication = [], [0.0]
 
-    def timed_collective(*args: Any) -> None:
+    def timed_all_reduce(*args: Any) -> None:
         start = time.perf_counter()
-        collective(*args)
+        all_reduce(*args)
         communication[-1] += time.perf_counter() - start
 
-    def noted_rollout(*args: Any) -> Any:
-        begun.append(time.perf_counter())
-        communication.append(0.0)
-        return rollout(*args)
+    def noted_rollouts(*args: Any, **options: Any) -> Iterator[Any]:
+        stretch = rollouts(*args, **options)
+        while True:
+            begun.append(time.perf_counter())
+            communication.append(0.0)
+            yield next(stretch)
 
-    script.collective, script.rollout = timed_collective, noted_rollout
-    sys.argv = ["script", *arguments, "--quiet", "--device", "cpu", "--checkpoints", "1"]
-    rows = script.train(script.parse_args(script.Args()))
+    dist.all_reduce, script.rollouts = timed_all_reduce, noted_rollouts
+    rows = script.train(args)
     seconds = begun[-1] - begun[1]  # without the first iteration and the last
     steps = rows[-2]["global_step"] - rows[0]["global_step"]
     return {
@@ -90,13 +95,10 @@ def trained(script: Any, arguments: list[str]) -> dict[str, float]:
 
 
 def messages(script: Any) -> dict[str, list[float]]:
-    """Microseconds of a message of each of SIZES floats: by sum_over_ranks, and by all_reduce."""
+    """Microseconds of a message of each of SIZES floats, by each of WAYS."""
     torch.set_num_threads(1)
     figures = {}
-    for name, operation in (
-        ("sum_over_ranks", script.sum_over_ranks),
-        ("all_reduce", dist.all_reduce),
-    ):
+    for name, operation in zip(WAYS, (script.mean_over_ranks, dist.all_reduce, all_gather_mean)):
         figures[name] = []
         for size in SIZES:
             x, times = torch.zeros(size), []
@@ -111,23 +113,20 @@ def messages(script: Any) -> dict[str, list[float]]:
     return figures
 
 
+def all_gather_mean(x: torch.Tensor) -> torch.Tensor:
+    """What mean_over_ranks does, in another way: every rank sends all that it has to all others."""
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x)
+    return x.copy_(torch.stack(parts).mean(dim=0))
+
+
 def start(command: str, ranks: int, bind: bool, core: int = 0) -> subprocess.Popen:
     """Have a number of ranks do a command; one is a plain program, on the core given."""
-    torchrun = (
-        f"-m torch.distributed.run --standalone --nproc-per-node {ranks}".split()
-        if ranks > 1
-        else []
-    )
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "BIND": "1" * bind,
-        "LOCAL_RANK": str(core),
-    }
+    torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {ranks}".split()
+    program = [*(torchrun if ranks > 1 else []), __file__, "--of-rank", command]
+    own = {"OMP_NUM_THREADS": "1", "BIND": "1" * bind, "LOCAL_RANK": str(core)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(
-        [sys.executable, *torchrun, __file__, "--of-rank", command], env=environment, **pipes
-    )
+    return subprocess.Popen([sys.executable, *program], env={**os.environ, **own}, **pipes)
 
 
 def figures_of(process: subprocess.Popen) -> dict[str, Any]:
@@ -173,9 +172,8 @@ def main() -> None:
     bind = not options.free and hasattr(os, "sched_setaffinity")
 
     print(f"{options.rounds} rounds, {'a core for each rank' if bind else 'ranks free to move'}\n")
-    print(
-        "| settings of each rank | ranks | steps/s | × one rank | efficiency | communication | s an iteration |"
-    )
+    print("| settings of each rank | ranks | steps/s | × one rank | efficiency ", end="")
+    print("| communication | s an iteration |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for command, steps in SETTINGS:
         if options.only not in command:
@@ -193,16 +191,15 @@ def main() -> None:
             ratios = sorted(x["speed"] / one["speed"] for x, one in zip(figures, worlds["1"]))
             ratio = statistics.median(ratios)
             spread = f" ({ratios[0]:.2f} to {ratios[-1]:.2f})" if name != "1" else ""
-            row = f"{command} | {name} | {speed:,.0f} | {ratio:.2f}{spread} | {ratio / int(name.split()[0]):.0%}"
+            efficiency = ratio / int(name.split()[0])
+            row = f"{command} | {name} | {speed:,.0f} | {ratio:.2f}{spread} | {efficiency:.0%}"
             print(f"| {row} | {communication:.0%} | {iteration:.3f} |", flush=True)
 
     for ranks in options.ranks:
         figures = figures_of(start("ppo_clip.py", ranks, bind))
-        print(
-            f"\n| floats in a message between {ranks} ranks | sum_over_ranks, µs | all_reduce, µs |"
-        )
-        print("| ---: | ---: | ---: |")
-        for size, *times in zip(SIZES, figures["sum_over_ranks"], figures["all_reduce"]):
+        print(f"\n| floats in a message between {ranks} ranks, µs | {' | '.join(WAYS)} |")
+        print("| ---: |" + " ---: |" * len(WAYS))
+        for size, *times in zip(SIZES, *(figures[way] for way in WAYS)):
             print(f"| {size:,} | " + " | ".join(f"{x:,.0f}" for x in times) + " |")
 
 

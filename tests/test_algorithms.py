@@ -1,26 +1,21 @@
-"""What all five scripts promise alike, shown for each of them; test_ppo_clip.py looks closer at the shared text."""
+"""What all five scripts promise alike: determinism, the run's folder, spaces, values, learning."""
 
 import csv
 import dataclasses
-import importlib
 import json
-import math
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import gymnasium
+import numpy as np
 import pytest
 import torch
 import toys
+from test_trust import NORMS, ROOT, SCRIPTS, arguments, assert_same, each_script, main
 
-ROOT = Path(__file__).parent.parent
-NAMES = ("reinforce", "vpg", "trpo", "ppo_clip", "ppo_kl")
-SCRIPTS = {name: importlib.import_module(name) for name in NAMES}
-SHORT = {"total_timesteps": 400, "num_envs": 4, "quiet": True}
-
-each_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+import gae_fast
 
 
 @pytest.fixture(autouse=True)
@@ -28,187 +23,217 @@ def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def arguments(script, **options):
-    """Args for a short run, with rollouts of 16 steps where the script has rollouts of a length."""
-    steps = {"num_steps": 16} if "num_steps" in vars(script.Args()) else {}
-    return script.Args(**{**SHORT, **steps, **options})
+def table_of(folder):
+    with open(Path(folder, "metrics.csv"), newline="") as file:
+        return list(csv.DictReader(file))
 
 
-def outcome(rows):
-    """The rows without what a clock put into them, as text, where NaN equals NaN."""
-    return str([{name: value for name, value in row.items() if name not in ("wall_time", "SPS")} for row in rows])
+def as_text(rows):
+    """Rows as metrics.csv has them."""
+    return [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows]
 
 
-def test_all_five_are_here():
-    assert set(SCRIPTS) == {"reinforce", "vpg", "trpo", "ppo_clip", "ppo_kl"}
+def without_clock(rows):
+    return [{k: v for k, v in row.items() if k not in ("wall_time", "SPS")} for row in rows]
+
+
+def trained_agent(script, folder):
+    checkpoint = torch.load(Path(folder, "checkpoint.pt"), weights_only=True)
+    envs = script.make_envs(checkpoint["args"]["env"])
+    spaces = envs.single_observation_space, envs.single_action_space
+    agent = script.Agent(*spaces, checkpoint["args"]["norm_obs"])
+    agent.load_state_dict(checkpoint["agent"])
+    return agent
+
+
+# ------------------------------------------ determinism -------------------------------------------
 
 
 @each_script
 @pytest.mark.parametrize(
-    "options", [{"env": "CartPole-v1"}, {"env": "Pendulum-v1", "norm_obs": True, "norm_reward": True}]
+    "options", [{}, {"env": "Pendulum-v1", "vectorization_mode": "async", "gamma": 0.9, **NORMS}]
 )
-def test_one_command_gives_one_outcome(script, options):
-    outcomes = []
-    for run_dir, seed in (("a", 1), ("b", 1), ("c", 2)):
-        rows = script.train(arguments(script, run_dir=run_dir, seed=seed, total_timesteps=3000, **options))
-        checkpoint = torch.load(Path(run_dir, "checkpoint.pt"), weights_only=True)
-        outcomes.append((outcome(rows), checkpoint["agent"]))
-    (rows, weights), (rows_again, weights_again), (other_rows, _) = outcomes
-    assert rows == rows_again != other_rows
-    assert all(torch.equal(weights[name], weights_again[name]) for name in weights)
+def test_one_command_gives_one_outcome_and_config_is_enough_to_repeat_it(script, options):
+    script.train(arguments(script, run_dir="run", seed=5, **options))
+    torch.rand(7), np.random.rand(7), random.random()  # other states of the global generators
+    config = json.loads(Path("run/config.json").read_text())
+    again = {field.name: config[field.name] for field in dataclasses.fields(script.Args)}
+    script.train(script.Args(**{**again, "run_dir": "again"}))
+    assert_same("run", "again")
+    script.train(script.Args(**{**again, "run_dir": "other", "seed": 6}))
+    assert without_clock(table_of("run")) != without_clock(table_of("other"))
 
 
 @each_script
-@pytest.mark.parametrize("norm", [False, True])
-def test_rows_that_are_no_steps_reach_nothing(script, norm):
-    """A vector environment that puts nonsense where nobody may look trains as one that does not, to the bit."""
-    runs = {}
-    for env in ("toys:Drift-v0", "toys:AbsurdDrift-v0"):
-        args = arguments(script, env=env, run_dir=env[5:], norm_obs=norm, norm_reward=norm)
-        runs[env] = outcome(script.train(args)), torch.load(Path(env[5:], "checkpoint.pt"), weights_only=True)
-    (rows, checkpoint), (absurd_rows, absurd_checkpoint) = runs.values()
-    assert rows == absurd_rows
-    for name, tensor in checkpoint["agent"].items():
-        assert torch.equal(tensor, absurd_checkpoint["agent"][name]), name
+@pytest.mark.parametrize("norms", [{}, NORMS], ids=["plain", "normalised"])
+def test_rows_that_are_no_steps_reach_nothing(script, norms):
+    """An environment with NaN where nobody may look trains as one without, to the bit."""
+    for env in ("Drift", "AbsurdDrift"):
+        options = {"env": f"toys:{env}-v0", "run_dir": env, "num_envs": 4, **norms}
+        rows = script.train(arguments(script, **options))
+        if script.__name__ != "reinforce":  # whose environments step on while they wait
+            assert rows[-1]["global_step"] == toys.Drift.steps
+    assert_same("Drift", "AbsurdDrift")
 
 
-SPACES = ["NegativeStart", "MatrixAction", "ScalarAction", "Float64", "DictObservation", "OverwritesAction"]
+# -------------------------------------------- the run ---------------------------------------------
 
-
-@each_script
-@pytest.mark.parametrize("env", ["FrozenLake-v1", "Blackjack-v1", "Taxi-v4", *(f"toys:{name}-v0" for name in SPACES)])
-def test_runs_in(script, env):
-    rows = script.train(arguments(script, env=env, run_dir="run"))
-    assert rows[-1]["global_step"] >= 400
-    finite = set(rows[-1]) - {"explained_variance", "episodic_return", "episodic_length"}
-    assert all(math.isfinite(rows[-1][name]) for name in finite)
-
-
-@each_script
-@pytest.mark.parametrize("options", [{"num_envs": 1}, {"num_envs": 64}, {"vectorization_mode": "async"}])
-def test_one_environment_or_many_in_one_process_or_several(script, options):
-    assert script.train(arguments(script, run_dir="run", **{"total_timesteps": 3000, **options}))[-1]["episodes"] > 0
+FIRST = ["global_step", "wall_time", "episodes", "episodic_return", "episodic_length", "SPS"]
+PARTS = ["policy_loss", "value_loss", "entropy", "approx_kl", "frac_in", "frac_kill", "frac_pass"]
+METRICS = {
+    "reinforce": ["policy_loss", "entropy", "approx_kl"],
+    "vpg": ["policy_loss", "value_loss", "entropy", "approx_kl", "explained_variance"],
+    "trpo": ["policy_loss", "value_loss", "entropy", "approx_kl", "kl", "surrogate_improvement"]
+    + ["line_search_steps", "accepted", "explained_variance"],
+    "ppo_clip": [*PARTS, "clipfrac", "explained_variance"],
+    "ppo_kl": [*PARTS, "clipfrac", "kl", "beta", "explained_variance"],
+}
+LAST = ["weight_norm", "learning_rate"]
 
 
 @each_script
-def test_learning_rate_falls_to_nothing_and_stays_where_told(script):
-    rows = script.train(arguments(script, run_dir="a", total_timesteps=3000))
+def test_folder_holds_the_run(script, monkeypatch):
+    """Rows, arguments, and the trained agent, whose sampled actions are the same, too."""
+    agents, save = [], script.Run.save_checkpoint
+    monkeypatch.setattr(
+        script.Run, "save_checkpoint", lambda run: (agents.append(run.agent), save(run))
+    )
+    args = arguments(script, env="Pendulum-v1", run_dir="run", total_timesteps=1300, **NORMS)
+    rows = script.train(args)
+    assert as_text(rows) == table_of("run")
+    assert list(rows[0]) == FIRST + METRICS[script.__name__] + LAST
+    assert all(type(rows[-1][name]) is int for name in ("global_step", "episodes", "SPS"))
+    assert rows[-2]["global_step"] < 1300 <= rows[-1]["global_step"]
+    if script.__name__ != "reinforce":  # which has whole episodes only
+        assert rows[0]["episodes"] == 0 and rows[0]["episodic_return"] is None
+        assert rows[-1]["episodes"] == 6 and rows[-1]["episodic_length"] == 200
+    checkpoint = torch.load("run/checkpoint.pt", weights_only=True)
+    assert checkpoint["algorithm"] == script.__name__ and checkpoint["rows"] == rows
+    assert checkpoint["args"] == vars(args)
+
+    config = json.loads(Path("run/config.json").read_text())
+    assert config.pop("algorithm") == script.__name__
+    assert {name: config.pop(name) for name in vars(args)} == vars(args)
+    assert set(config) == {"world_size", "numpy", "torch", "gymnasium", "gae_fast"}
+    files = ["checkpoint.pt", "config.json", "metrics.csv"]
+    assert sorted(path.name for path in Path("run").iterdir()) == files
+
+    agent, obs, actions = trained_agent(script, "run"), 2 * torch.randn(50, 3), []
+    for name, tensor in agents[-1].state_dict().items():
+        assert torch.equal(tensor, agent.state_dict()[name]), name
+    for each in (agent, agents[-1]):
+        torch.manual_seed(3)
+        actions.append(each.policy(each.standardize(obs)).sample())
+    torch.testing.assert_close(*actions)
+    assert agent.obs_statistics.sums[0, 0] > 1200 and agent.reward_statistics.sums[0, 0] > 1200
+
+
+@each_script
+def test_learning_rate_falls_to_nothing_or_stays(script):
+    rows = script.train(arguments(script, run_dir="a"))
     rates = [row["learning_rate"] for row in rows]
     for rate, step in zip(rates, [0, *(row["global_step"] for row in rows)]):
-        assert rate == pytest.approx(rates[0] * (1 - step / 3000))
-    rows = script.train(arguments(script, run_dir="b", total_timesteps=1000, anneal_lr=False))
+        assert rate == pytest.approx(rates[0] * (1 - step / 600))
+    rows = script.train(arguments(script, run_dir="b", anneal_lr=False))
     assert {row["learning_rate"] for row in rows} == {rates[0]}
 
 
-@each_script
-def test_checkpoint_holds_the_trained_policy(script, monkeypatch):
-    agents, save_checkpoint = [], script.save_checkpoint
-    monkeypatch.setattr(script, "save_checkpoint", lambda *x: (agents.append(x[2]), save_checkpoint(*x)))
-    args = arguments(
-        script, env="Pendulum-v1", run_dir="run", total_timesteps=3000, norm_obs=True, norm_reward=True, device="cpu"
-    )
-    script.train(args)
-    checkpoint = torch.load("run/checkpoint.pt", weights_only=True)
-    assert checkpoint["algorithm"] == script.__name__ and script.Args(**checkpoint["args"]) == args
-    envs = script.make_envs(args)
-    agent = script.Agent(envs.single_observation_space, envs.single_action_space, norm_obs=True)
-    agent.load_state_dict(checkpoint["agent"])
-    for name, tensor in agents[-1].state_dict().items():
-        assert torch.equal(tensor, agent.state_dict()[name]), name
-    assert agent.obs_statistics.count > 0
-    assert all(optimizer["step"] > 0 for optimizer in checkpoint["optimizers"].values())
-
-
-@each_script
-def test_python_and_command_line_agree(script):
-    command = [sys.executable, ROOT / f"{script.__name__}.py", "--total-timesteps", "400", "--num-envs", "4"]
-    rows = script.train(dataclasses.replace(script.Args(run_dir="a", quiet=True), total_timesteps=400, num_envs=4))
-    run = subprocess.run([*command, "--run-dir", "b"], capture_output=True, text=True, check=True)
-    with open("b/metrics.csv", newline="") as file:
-        table = list(csv.DictReader(file))
-    as_text = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
-    assert outcome(table) == outcome(as_text)
-    assert run.stdout.count("\n") == 1 and run.stdout.endswith("; b\n")
-    assert json.loads(Path("b/config.json").read_text())["algorithm"] == script.__name__
-
-
-@each_script
-def test_script_copied_elsewhere_with_gae_fast_just_works(script, tmp_path):
-    shutil.copy(script.__file__, tmp_path)
-    shutil.copytree(ROOT / "gae_fast", tmp_path / "gae_fast", ignore=shutil.ignore_patterns("__pycache__", "build"))
-    command = [sys.executable, Path(script.__file__).name, "--total-timesteps", "200", "--run-dir", "run", "--quiet"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert run.stdout == run.stderr == "" and (tmp_path / "run/checkpoint.pt").exists()
-
-
-@each_script
-def test_help_names_every_argument(script):
-    run = subprocess.run([sys.executable, script.__file__, "--help"], capture_output=True, text=True, check=True)
-    for field in dataclasses.fields(script.Args):
-        assert f"--{field.name.replace('_', '-')}" in run.stdout
-
-
-def bad_values():
-    """Values that the type of an argument cannot hold, for every number among the arguments of every script."""
-    for name, script in SCRIPTS.items():
-        for field in dataclasses.fields(script.Args):
-            expected = getattr(field.type, "__metadata__", [""])[0]
-            if "whole number" in expected:
-                values = [-1, 1.5, "3"] + ([] if "[0, " in expected else [0])
-            elif "[0, 1]" in expected or "both excluded" in expected:
-                values = [-0.1, 1.1, float("nan"), "x"] + ([0.0, 1.0] if "both excluded" in expected else [])
-            elif expected:
-                values = [-1.0, float("nan"), "x"] + ([0.0] if "above 0" in expected else [])
-                values += [float("inf")] if "finite" in expected else []
-            else:
-                values = []
-            yield from (pytest.param(script, field.name, value, id=f"{name}-{field.name}-{value}") for value in values)
-
-
-@pytest.mark.parametrize(("script", "name", "value"), list(bad_values()))
-def test_bad_value_is_refused_by_name_and_leaves_nothing(script, name, value):
-    with pytest.raises(script.ArgumentError, match=f"^--{name.replace('_', '-')}: expected .*, got {value!r}$"):
-        script.train(arguments(script, **{name: value}))
-    assert not list(Path.cwd().iterdir())
-
-
 @pytest.mark.parametrize(
-    ("script", "options"),
-    [
-        ("trpo", {"num_minibatches": 5}),
-        ("vpg", {"num_minibatches": 64}),
-        ("ppo_kl", {"num_minibatches": 5}),
-        ("ppo_kl", {"beta": 0.0}),
-        ("ppo_kl", {"beta": 1e9}),
-        ("reinforce", {"num_envs": 1, "reward_to_go": False}),
-    ],
+    ("name", "compiled"), [*((name, True) for name in SCRIPTS), ("ppo_clip", False)]
 )
-def test_values_that_do_not_go_together_are_refused(script, options):
-    name = next(iter(options))
-    with pytest.raises(SCRIPTS[script].ArgumentError, match=f"^--{name.replace('_', '-')}: expected .*, got "):
-        SCRIPTS[script].train(arguments(SCRIPTS[script], **options))
-    assert not list(Path.cwd().iterdir())
+def test_script_copied_elsewhere_with_gae_fast_does_what_python_does(name, compiled, tmp_path):
+    """With a progress bar and a closing line; without the compiled gae_fast, with a warning."""
+    script = SCRIPTS[name]
+    rows = script.train(script.Args(run_dir="run", quiet=True, total_timesteps=3000, num_envs=8))
+    shutil.copy(script.__file__, tmp_path)
+    ignored = ["__pycache__", "build", "*.egg-info", *([] if compiled else ["*.so", "*.pyd"])]
+    ignore = shutil.ignore_patterns(*ignored)
+    shutil.copytree(ROOT / "gae_fast", tmp_path / "gae_fast", ignore=ignore)
+    command = [sys.executable, f"{name}.py", "--total-timesteps", "3000", "--num-envs", "8"]
+    command += ["--run-dir", "copy"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert without_clock(table_of(tmp_path / "copy")) == without_clock(as_text(rows))
+    closing = f"return {rows[-1]['episodic_return']:.5g} after {rows[-1]['global_step']:,} steps"
+    assert run.stdout == f"CartPole-v1: {closing}; copy\n"
+    assert "3000/3000" in run.stderr.replace(",", "") or "step/s" in run.stderr
+    is_compiled = compiled and gae_fast.COMPILED
+    assert run.stderr.count("gae_fast runs interpreted") == (not is_compiled)
 
 
-LEARNS = {"reinforce": 100_000, "vpg": 120_000, "trpo": 60_000, "ppo_clip": 60_000, "ppo_kl": 60_000}
+@each_script
+def test_command_line_explains_itself_and_is_quiet(script, capsys, monkeypatch):
+    status, output, _ = main(script, ["--help"], capsys, monkeypatch)
+    assert status == 0
+    for field in dataclasses.fields(script.Args):
+        assert f"--{field.name.replace('_', '-')}" in output
+    argv = ["--seed", 7, "--quiet", "--total-timesteps", 9]
+    assert main(script, argv, capsys, monkeypatch) == (0, "", "")
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith(f"CartPole-v1__{script.__name__}__7__")
+    assert main(script, argv[:2] + argv[3:], capsys, monkeypatch)[1].count("\n") == 1
+
+
+def test_tensorboard_has_the_rows_under_cleanrls_tags():
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    rows = SCRIPTS["ppo_clip"].train(
+        arguments(SCRIPTS["ppo_clip"], run_dir="run", tensorboard=True)
+    )
+    accumulator = events.EventAccumulator("run").Reload()
+    charts = {"episodes", "episodic_return", "episodic_length", "SPS", "learning_rate"}
+    losses = {*METRICS["ppo_clip"], "weight_norm"}
+    tags = {f"charts/{x}" for x in charts} | {f"losses/{x}" for x in losses}
+    assert tags <= set(accumulator.Tags()["scalars"])
+    for name in ("charts/SPS", "losses/value_loss"):
+        scalars = {event.step: event.value for event in accumulator.Scalars(name)}
+        assert scalars == pytest.approx({x["global_step"]: x[name.split("/")[1]] for x in rows})
+
+
+# ------------------------------------- environments and spaces ------------------------------------
+
+SPACES = ["MatrixAction", "ScalarAction", "Float64", "DictObservation", "OverwritesAction"]
+ENVS = ["FrozenLake-v1", "Taxi-v4", "Blackjack-v1", *(f"toys:{name}-v0" for name in SPACES)]
+
+
+@each_script
+def test_runs_in(script):
+    for k, env in enumerate(ENVS):
+        rows = script.train(arguments(script, env=env, run_dir=str(k), total_timesteps=200))
+        assert rows[-1]["global_step"] >= 200 and np.isfinite(rows[-1]["policy_loss"]), env
+
+
+@each_script
+def test_any_number_of_environments_in_any_mode(script):
+    for num_envs, mode in [(1, None), (64, None), (3, "async"), (5, "sync"), (2, "async")]:
+        folder, env = f"{num_envs} {mode}", "CartPole-v1" if mode is None else "Acrobot-v1"
+        options = {"num_envs": num_envs, "vectorization_mode": mode, "env": env}
+        rows = script.train(arguments(script, run_dir=folder, **options))
+        assert rows[0]["global_step"] % 1 == 0 and rows[-1]["global_step"] >= 600
+        assert np.isfinite(rows[-1]["policy_loss"])
+
+
+# ------------------------------------------- learning ---------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["Truncated", "Terminated"])
+@pytest.mark.parametrize("name", ["vpg", "trpo", "ppo_clip", "ppo_kl"])
+def test_truncation_bootstraps_and_termination_does_not(name, ending):
+    """One state, reward 1: worth 1 / (1 − γ) if cut after 10 steps; ended after 4, a mean of sums."""
+    script = SCRIPTS[name]
+    options = {"num_envs": 4, "num_steps": 32, "total_timesteps": 20_000, "gamma": 0.9}
+    rates = [x.name for x in dataclasses.fields(script.Args) if x.name.endswith("learning_rate")]
+    options |= {"run_dir": "run", "gae_lambda": 1.0, rates[-1]: 1e-2}
+    script.train(arguments(script, env=f"toys:OneState{ending}-v0", **options))
+    finite_sum = sum(sum(0.9**k for k in range(left)) for left in (1, 2, 3, 4)) / 4
+    expected = 1 / (1 - 0.9) if ending == "Truncated" else finite_sum
+    value = trained_agent(script, "run").value(torch.ones(1)).item()
+    assert value == pytest.approx(expected, rel=0.03)
+
+
+LEARNS = {"reinforce": 80_000, "vpg": 100_000, "trpo": 40_000, "ppo_clip": 40_000, "ppo_kl": 40_000}
 
 
 @each_script
 def test_learns_cartpole(script):
-    rows = script.train(script.Args(total_timesteps=LEARNS[script.__name__], run_dir="run", quiet=True))
+    steps = LEARNS[script.__name__]
+    rows = script.train(script.Args(total_timesteps=steps, run_dir="run", quiet=True))
     assert rows[0]["episodic_return"] < 50 and rows[-1]["episodic_return"] > 150
-
-
-@pytest.mark.parametrize("script", [SCRIPTS["vpg"], SCRIPTS["trpo"]])
-@pytest.mark.parametrize("ending", ["Truncated", "Terminated"])
-def test_truncation_bootstraps_and_termination_does_not(script, ending):
-    """One state, reward 1. Cut after 10 steps, it is worth 1 / (1 − γ); ended after 4, the mean of 4 finite sums."""
-    options = {"num_steps": 32, "total_timesteps": 20_000, "gamma": 0.9, "gae_lambda": 1.0}
-    name = "value_learning_rate" if "value_learning_rate" in vars(script.Args()) else "learning_rate"
-    args = arguments(script, env=f"toys:OneState{ending}-v0", run_dir="run", **options, **{name: 1e-2})
-    script.train(args)
-    agent = script.Agent(toys.OneState.observation_space, gymnasium.spaces.Discrete(2), norm_obs=False)
-    agent.load_state_dict(torch.load("run/checkpoint.pt", weights_only=True)["agent"])
-    finite_sum = sum(sum(0.9**k for k in range(left)) for left in (1, 2, 3, 4)) / 4
-    expected = 1 / (1 - 0.9) if ending == "Truncated" else finite_sum
-    assert agent.value(torch.ones(1)).item() == pytest.approx(expected, rel=0.03)

@@ -1,8 +1,10 @@
 """play.py: policies of all five scripts, played, shown and filmed."""
 
 import importlib
+import importlib.util
 import os
-import runpy
+import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import imageio.v2
 import numpy as np
 import pytest
 import torch
-from test_trust import BREAKAGES, SCRIPTS, arguments, break_checkpoint, each_script
+import tyro
 
 import play
 
 ROOT = Path(__file__).parent.parent
+SCRIPTS = ("reinforce", "vpg", "trpo", "ppo_clip", "ppo_kl")
 
 
 @pytest.fixture(autouse=True)
@@ -24,84 +27,99 @@ def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")  # windows that no screen shows
 
 
-def main(argv, capsys, monkeypatch):
-    """Run play.py as a program; return its exit status, output and errors."""
-    monkeypatch.setattr(sys, "argv", ["play.py", *argv])
-    status = 0
-    try:
-        runpy.run_path(str(ROOT / "play.py"), run_name="__main__")
-    except SystemExit as exit:
-        status = exit.code
-    output, errors = capsys.readouterr()
-    return (1, output, f"{errors}{status}\n") if isinstance(status, str) else (status, output, errors)
+def train(name, env="CartPole-v1", **options):
+    """Train a script for a moment, into the folder run; return the script and the rows."""
+    script = importlib.import_module(name)
+    options = {"num_envs": 2, "total_timesteps": 150, "run_dir": "run", "quiet": True} | options
+    if name != "reinforce":
+        options["num_steps"] = 16
+    return script, script.train(script.Args(env=env, **options))
 
 
-@each_script
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "toys:StartAtThree-v0", "toys:MatrixAction-v0"])
-@pytest.mark.parametrize("actions", [["--deterministic"], ["--stochastic"], []])
-def test_plays_what_any_script_trained(script, env, actions, capsys, monkeypatch):
-    script.train(arguments(script, env=env, run_dir="run", norm_obs=True))
+def refusal(argv, capsys):
+    """What the command line says as it refuses its arguments, without the box around it."""
     capsys.readouterr()
-    status, output, errors = main(["run", "--episodes", "2", *actions], capsys, monkeypatch)
-    steps = script.load_checkpoint("run")["progress"]["global_step"]
-    assert status == 0 and output.startswith(f"{env}, {script.__name__} after {steps:,} steps: return ")
-    assert output.endswith(f"2 episodes, {'sampled' if '--stochastic' in actions else 'most probable'} actions\n")
+    with pytest.raises(SystemExit) as exit:
+        tyro.cli(play.Args, args=argv)
+    output, errors = capsys.readouterr()
+    assert exit.value.code == 2 and output == ""
+    return " ".join(errors.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "Pendulum-v1", "toys:DictObservation-v0", "toys:MatrixAction-v0"]
+)
+def test_plays_what_any_script_trained(name, env, capsys):
+    """The toys refuse an action outside their action space."""
+    _, rows = train(name, env, norm_obs=True)
+    for stochastic, actions in ((False, "most probable"), (True, "sampled")):
+        returns, lengths = play.play(play.Args("run", 2, stochastic=stochastic))
+        said = capsys.readouterr().out
+        assert said.startswith(f"{env}, {name} after {rows[-1]['global_step']:,} steps: return ")
+        assert said.endswith(f", 2 episodes, {actions} actions\n")
+        assert len(returns) == len(lengths) == 2
+        if "toys" in env:
+            assert returns == [2.5, 2.5] and lengths == [5, 5]
 
 
 def test_returns_and_lengths_are_the_environments(capsys):
     """Beside a loop of its own over a single environment, with the weights read anew."""
-    script = SCRIPTS["ppo_clip"]
-    script.train(arguments(script, vectorization_mode="sync", run_dir="run", norm_obs=True, total_timesteps=3000))
+    script, _ = train("ppo_clip", vectorization_mode="sync", norm_obs=True, total_timesteps=500)
+    capsys.readouterr()
     returns, lengths = play.play(play.Args("run", episodes=3, seed=5))
     env = gymnasium.make("CartPole-v1")
     agent = script.Agent(env.observation_space, env.action_space, norm_obs=True)
     agent.load_state_dict(torch.load("run/checkpoint.pt", weights_only=True)["agent"])
+    mean, std = agent.obs_statistics.mean_and_std()
+    assert not torch.allclose(std, torch.ones(4), atol=0.3)
     expected = []
     for episode in range(3):
         obs, _ = env.reset(seed=5 if episode == 0 else None)
         rewards, over = [], False
         while not over:
-            action = agent.actor(agent.standardize(torch.as_tensor(obs))).argmax().item()
+            action = agent.actor((torch.as_tensor(obs) - mean) / std).argmax().item()
             obs, reward, terminated, truncated, _ = env.step(action)
             rewards.append(reward)
             over = terminated or truncated
         expected.append((sum(rewards), len(rewards)))
     assert list(zip(returns, lengths)) == expected and len(set(lengths)) > 1
     said = capsys.readouterr().out
-    assert f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}, length {np.mean(lengths):.1f} ± " in said
+    assert f"return {np.mean(returns):.1f} ± {np.std(returns):.1f}, length " in said
+    assert f", length {np.mean(lengths):.1f} ± {np.std(lengths):.1f}, 3 episodes" in said
 
 
 def test_one_seed_gives_the_same_episodes_and_another_gives_others():
-    script = SCRIPTS["vpg"]
-    script.train(arguments(script, env="Pendulum-v1", run_dir="run", vectorization_mode="async"))
+    train("vpg", "Pendulum-v1", vectorization_mode="async")
+    played = {}
     for stochastic in (False, True):
-        first, again, other = (play.play(play.Args("run", 3, seed, stochastic=stochastic)) for seed in (1, 1, 2))
+        options = {"stochastic": stochastic, "max_episode_steps": 30}
+        first, again, other = (play.play(play.Args("run", 3, x, **options)) for x in (1, 1, 2))
         assert first == again != other and len(set(first[0])) == 3
-    assert play.play(play.Args("run", 3)) != play.play(play.Args("run", 3, stochastic=True))
-    assert play.play(play.Args("run", 3)) == play.play(play.Args("run", 3, deterministic=True))
+        played[stochastic] = first
+    assert played[False] != played[True]
 
 
-def test_an_episode_without_an_end_is_cut(capsys):
-    script = SCRIPTS["vpg"]
-    script.train(arguments(script, env="toys:OneStateEndless-v0", run_dir="run"))
-    assert play.play(play.Args("run", 2, max_episode_steps=7)) == ([7.0, 7.0], [7, 7])
+def test_an_episode_without_an_end_is_cut():
+    train("vpg", "toys:OneStateEndless-v0")
+    args = play.Args("run", 2, max_episode_steps=7)
+    assert play.play(args) == ([7.0, 7.0], [7, 7])
 
 
 @pytest.mark.parametrize("name", ["film.mp4", "film.gif"])
 @pytest.mark.parametrize("env", ["CartPole-v1", "Acrobot-v1"])
-def test_video_is_one_of_the_first_episode(name, env, capsys, monkeypatch):
+def test_video_is_one_of_the_first_episode(name, env):
     """A real file, read back: its frames, their size, that something moves."""
-    script = SCRIPTS["reinforce"]
-    script.train(arguments(script, env=env, run_dir="run", total_timesteps=60, max_episode_steps=20))
-    argv = ["run", "--episodes", "2", "--video", name, "--max-episode-steps", "30"]
-    status, output, errors = main(argv, capsys, monkeypatch)
-    assert status == 0 and "return" in output, errors
+    train("reinforce", env, total_timesteps=40, max_episode_steps=20)
+    _, lengths = play.play(play.Args("run", 2, video=name, max_episode_steps=30))
     with imageio.v2.get_reader(name) as video:
         frames = [np.asarray(frame) for frame in video]
-        speed = video.get_meta_data()["fps"] if name == "film.mp4" else 1000 / video.get_meta_data()["duration"]
+        about = video.get_meta_data()
+    speed = about["fps"] if name == "film.mp4" else 1000 / about["duration"]
     single = gymnasium.make(env, render_mode="rgb_array")
-    assert 5 <= len(frames) <= 30
-    assert speed == pytest.approx(single.metadata["render_fps"], rel=0.12)  # a GIF counts in hundredths of a second
+    # A GIF counts in hundredths of a second, and takes frames that are alike for one.
+    assert speed == pytest.approx(single.metadata["render_fps"], rel=0.12)
+    assert len(frames) == lengths[0] if name == "film.mp4" else 5 <= len(frames) <= lengths[0]
     single.reset()
     assert frames[0].shape[:2] == single.render().shape[:2]
     assert (frames[0].astype(int) != frames[-1]).mean() > 0.001
@@ -110,73 +128,106 @@ def test_video_is_one_of_the_first_episode(name, env, capsys, monkeypatch):
 
 @pytest.mark.parametrize("name", ["film.mp4", "film.gif"])
 def test_video_of_an_episode_that_fails_leaves_no_file(name, monkeypatch):
-    script = SCRIPTS["vpg"]
-    script.train(arguments(script, run_dir="run"))
+    script, _ = train("vpg")
     Path(name).write_bytes(b"the one before")
-    checks = iter([None, None])
-    monkeypatch.setattr(script, "check_finite", lambda **_: next(checks, 1) and 1 / 0)
-    monkeypatch.setattr(script, "load_checkpoint", lambda folder: torch.load(f"{folder}/checkpoint.pt"))
-    with pytest.raises(ZeroDivisionError):
+    standardize, calls = script.Agent.standardize, iter(range(5))
+
+    def fail_in_the_fifth_step(agent, obs):
+        assert next(calls) < 4, "on purpose"
+        return standardize(agent, obs)
+
+    monkeypatch.setattr(script.Agent, "standardize", fail_in_the_fifth_step)
+    with pytest.raises(AssertionError, match="on purpose"):
         play.play(play.Args("run", video=name))
     assert sorted(os.listdir()) == [name, "run"] and Path(name).read_bytes() == b"the one before"
 
 
-def test_window_opens():
-    script = SCRIPTS["vpg"]
-    script.train(arguments(script, run_dir="run"))
+def test_window_opens(monkeypatch):
+    train("vpg")
     pygame = importlib.import_module("pygame")
-    opened = []
-    original = pygame.display.set_mode
-    with pytest.MonkeyPatch.context() as context:
-        context.setattr(pygame.display, "set_mode", lambda *x: (opened.append(x), original(*x))[1])
-        play.play(play.Args("run", 1, render="human", max_episode_steps=5))
+    opened, set_mode = [], pygame.display.set_mode
+    monkeypatch.setattr(pygame.display, "set_mode", lambda *x: (opened.append(x), set_mode(*x))[1])
+    play.play(play.Args("run", 1, render="human", max_episode_steps=5))
     assert opened
 
 
-@pytest.mark.parametrize(
-    ("argv", "named"),
-    [
-        ([], "STR folder of the run"),
-        (["nowhere"], "run: expected the folder of a run, got 'nowhere'"),
-        (["run", "--episodes", "0"], "--episodes: expected a whole number in [1, 2^63), got 0"),
-        (["run", "--episodes", "x"], "--episodes"),
-        (["run", "--seed", "-1"], "--seed: expected"),
-        (["run", "--max-episode-steps", "0"], "--max-episode-steps: expected"),
-        (["run", "--deterministic", "--stochastic"], "--deterministic: expected it or --stochastic, got both"),
-        (["run", "--render", "rgb_array"], "--render"),
-        (["run", "--render", "human", "--video", "a.mp4"], "--render: expected"),
-        (["run", "--video", "a.avi"], "--video: expected a file .mp4 or .gif"),
-        (["run", "--video", "nowhere/a.mp4"], "--video: expected a file .mp4 or .gif in a folder to write to"),
-        (["run", "--video", "dir.gif"], "--video: expected a file .mp4 or .gif"),
-        (["toy", "--video", "a.mp4"], "render_mode"),
-        (["sac"], "run: expected one of "),
-    ],
-)
+REFUSED = [
+    ("", "Missing"),
+    ("nowhere", "run: expected the folder of a run, got 'nowhere'"),
+    ("run --episodes 0", "--episodes: expected a number from 1, got 0"),
+    ("run --episodes x", "--episodes"),
+    ("run --seed -1", "--seed: expected a number from 0, got -1"),
+    ("run --max-episode-steps 0", "--max-episode-steps: expected a number from 1, got 0"),
+    ("run --render rgb_array", "--render"),
+    ("run --render human --video a.mp4", "--render: expected a window or --video, got both"),
+    ("run --video a.avi", "--video: expected a file .mp4 or .gif in a folder to write to"),
+    ("run --video nowhere/a.mp4", "--video: expected a file .mp4 or .gif in a folder to write to"),
+    ("run --video dir.gif", "--video: expected a file, got the folder 'dir.gif'"),
+    ("toy --video a.mp4", "render_mode"),
+]
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_bad_argument_is_refused_in_one_line_and_leaves_nothing(argv, named, capsys, monkeypatch):
-    script = SCRIPTS["vpg"]
-    script.train(arguments(script, run_dir="run", total_timesteps=50))
-    script.train(arguments(script, env="toys:Float64-v0", run_dir="toy", total_timesteps=50))
-    Path("sac").mkdir()
+def test_bad_argument_is_named_and_leaves_nothing(capsys):
+    train("vpg")
+    train("vpg", "toys:Float64-v0", run_dir="toy")
     Path("dir.gif").mkdir()
-    Path("sac/config.json").write_text('{"algorithm": "sac"}')
-    status, output, errors = main(argv, capsys, monkeypatch)
-    assert status == 1 and output == "" and errors.count("\n") == 1 and errors.startswith("play.py: ")
-    assert named in errors and sorted(os.listdir()) == ["dir.gif", "run", "sac", "toy"]
+    for argv, named in REFUSED:
+        assert named in refusal(argv.split(), capsys), argv
+        assert sorted(os.listdir()) == ["dir.gif", "run", "toy"]
 
 
-@pytest.mark.parametrize("how", [how for how in BREAKAGES if "optimizer" not in how and how != "rows"])
-def test_unusable_checkpoint_is_refused_in_one_line(how, capsys, monkeypatch):
-    script = SCRIPTS["ppo_kl"]
-    script.train(arguments(script, run_dir="run"))
-    said = break_checkpoint(how, script, Path("run/checkpoint.pt"))
-    status, output, errors = main(["run"], capsys, monkeypatch)
-    assert status == 1 and output == "" and errors.count("\n") == 1 and errors.startswith("play.py: run: expected ")
-    assert said in errors and os.listdir() == ["run"]
+@pytest.mark.parametrize("missing", ["imageio", "imageio_ffmpeg"])
+def test_missing_imageio_is_named(missing, capsys, monkeypatch):
+    train("vpg")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda x: x != missing and find_spec(x))
+    said = "--video: expected the package imageio[ffmpeg], found none"
+    assert said in refusal(["run", "--video", "a.mp4"], capsys)
+    tyro.cli(play.Args, args=["run"])  # which needs none
 
 
-def test_environment_that_fails_is_named(capsys, monkeypatch):
-    script = SCRIPTS["vpg"]
-    script.train(arguments(script, env="toys:Faulty-raises-v0", run_dir="run", total_timesteps=50))
-    status, _, errors = main(["run", "--episodes", "9"], capsys, monkeypatch)
-    assert status == 1 and "the environment's step failed: ZeroDivisionError: the physics exploded" in errors
+class Bomb:
+    """Leaves a folder behind if it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_unusable_checkpoint_is_refused_and_runs_nothing(capsys, monkeypatch):
+    """Nor is a module imported that the checkpoint names, if it is no script beside play.py."""
+    train("ppo_kl")
+    path = Path("run/checkpoint.pt")
+    content, checkpoint = path.read_bytes(), torch.load(path, weights_only=True)
+    Path("evil.py").write_text("import os\n\n\ndef train():\n    pass\n\n\nos.mkdir('exploded')\n")
+    monkeypatch.syspath_prepend(os.getcwd())
+    wrong_shape = {**checkpoint["agent"], "actor.0.weight": torch.zeros(64, 7)}
+    contents = {
+        "No such file": None,
+        "": b"",  # torch says no more
+        "failed finding central directory": content[: len(content) // 2],
+        "Weights only load failed": pickle.dumps({"agent": Bomb()}),
+        "Unsupported global": {**checkpoint, "agent": Bomb()},
+        "list indices": [1, 2],
+        "it is of 'evil', not of ppo_clip, ": {**checkpoint, "algorithm": "evil"},
+        "it is of 'play', not of ppo_clip, ": {**checkpoint, "algorithm": "play"},
+        "`v9` for environment `CartPole`": {**checkpoint, "args": {"env": "CartPole-v9"}},
+        "size mismatch for actor.0.weight": {**checkpoint, "agent": wrong_shape},
+    }
+    for said, changed in contents.items():
+        path.unlink(missing_ok=True)
+        if isinstance(changed, bytes):
+            path.write_bytes(changed)
+        elif changed is not None:
+            torch.save(changed, path)
+        words = refusal(["run"], capsys)
+        assert "run: expected the folder of a run, got 'run': " in words and said in words, words
+        assert sorted(os.listdir()) == ["evil.py", "run"]
+
+
+def test_command_line():
+    _, rows = train("reinforce")
+    command = [sys.executable, ROOT / "play.py", "run", "--episodes", "3", "--stochastic"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said.startswith(f"CartPole-v1, reinforce after {rows[-1]['global_step']} steps: return ")
+    assert said.endswith(", 3 episodes, sampled actions\n")

@@ -95,9 +95,10 @@ def trained(name, stop_after=None, **options):
         return metrics
 
     script.update = recorded
-    rows = []
+    rows, args = [], script.Args(**options)
+    torch.distributed.barrier()  # all ranks have found run_dir empty, as before init_process_group
     try:
-        rows = script.train(script.Args(**options))
+        rows = script.train(args)
     except StopIteration:
         torch.distributed.barrier()  # rank 0 has written
     script.update = update

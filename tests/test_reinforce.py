@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import toys
+from gymnasium.spaces import Box, Discrete
 
-import reinforce
-from reinforce import Agent, Args, Batch, Episodes, make_envs, make_optimizers, rollout, train, update
+from reinforce import Agent, Args, Batch, make_envs, make_optimizer, rollouts, train, update
+
+torch.set_num_threads(1)  # as in train; two processes run the tests
 
 
 @pytest.fixture(autouse=True)
@@ -17,26 +18,28 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 
 def start(args):
+    """Environments, an agent, and the agent's rollouts in them."""
     torch.manual_seed(args.seed)
-    envs = make_envs(args)
-    return (
-        envs,
-        Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs),
-        Episodes(envs, args.seed),
-    )
+    envs = make_envs(args.env, args.num_envs)
+    agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
+    return envs, agent, rollouts(envs, agent, args, iteration=0)
 
 
 class Recorder:
-    """Takes the place of an optimizer and keeps the gradient of the loss in place of following it."""
+    """Takes an optimizer's place: keeps the gradient of the loss, and moves nothing."""
 
     def __init__(self, agent):
-        self.parameters = list(agent.parameters())
+        self.agent = agent
 
-    def minimize(self, loss, num_samples):
-        self.gradient = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, self.parameters)])
+    def zero_grad(self):
+        self.agent.zero_grad()
+
+    def step(self):
+        self.gradient = torch.cat([x.grad.flatten() for x in self.agent.parameters()])
 
 
-# A decision process of two steps: the second state is the first action; what each action pays depends on the state.
+# A decision process of two steps: the second state is the first action; what each action pays
+# depends on the state.
 STATES = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
 FIRST_REWARDS, SECOND_REWARDS = [5.0, 3.0], [[1.0, -2.0], [0.0, 4.0]]
 TRAJECTORIES = list(itertools.product((0, 1), (0, 1)))
@@ -45,16 +48,20 @@ TRAJECTORIES = list(itertools.product((0, 1), (0, 1)))
 @pytest.fixture
 def agent():
     torch.manual_seed(1)
-    agent = Agent(toys.Box(0, 1, (2,)), toys.Discrete(2), norm_obs=False).double()
+    agent = Agent(Box(0, 1, (2,)), Discrete(2), norm_obs=False).double()
     torch.nn.init.normal_(agent.actor[-1].weight)
     return agent
 
 
 def exact_gradient(agent):
-    """∇J(θ) of J(θ) = Σ_τ p_θ(τ) R(τ), which autograd differentiates without a score function; γ = 1."""
-    first, *second = (agent.policy(state).logits.exp() for state in STATES)
-    expected_return = sum(first[a] * second[a][b] * (FIRST_REWARDS[a] + SECOND_REWARDS[a][b]) for a, b in TRAJECTORIES)
-    return torch.cat([grad.flatten() for grad in torch.autograd.grad(expected_return, list(agent.parameters()))])
+    """∇J(θ) of J(θ) = Σ_τ p_θ(τ) R(τ), which autograd finds without a score function; γ = 1."""
+    first, *second = (agent.actor(state).softmax(-1) for state in STATES)
+    expected_return = 0.0
+    for a, b in TRAJECTORIES:
+        total_return = FIRST_REWARDS[a] + SECOND_REWARDS[a][b]
+        expected_return = expected_return + first[a] * second[a][b] * total_return
+    grads = torch.autograd.grad(expected_return, list(agent.parameters()))
+    return torch.cat([grad.flatten() for grad in grads])
 
 
 def estimates(agent, shift=0.0, **options):
@@ -69,7 +76,7 @@ def estimates(agent, shift=0.0, **options):
         to_go = torch.stack([rewards.sum(), rewards[1]])
         batch = Batch(obs, actions, log_probs, to_go + shift, rewards.sum().expand(2) + shift)
         recorder = Recorder(agent)
-        update(agent, {"policy": recorder}, batch, args)
+        update(agent, recorder, batch, args)
         result.append((log_probs.sum().exp(), -recorder.gradient))
     assert sum(probability for probability, _ in result).item() == pytest.approx(1)
     return result
@@ -77,10 +84,12 @@ def estimates(agent, shift=0.0, **options):
 
 def mean_and_variance(weighted):
     mean = sum(probability * gradient for probability, gradient in weighted)
-    return mean, sum(probability * (gradient - mean).square().sum() for probability, gradient in weighted).item()
+    squares = sum(p * (gradient - mean).square().sum() for p, gradient in weighted)
+    return mean, squares.item()
 
 
-def test_expected_estimate_is_the_policy_gradient_with_either_weight_and_reward_to_go_has_less_variance(agent):
+def test_expected_estimate_is_the_policy_gradient_with_either_weight(agent):
+    """Reward-to-go has less variance."""
     mean_to_go, variance_to_go = mean_and_variance(estimates(agent, reward_to_go=True))
     mean_total, variance_total = mean_and_variance(estimates(agent, reward_to_go=False))
     torch.testing.assert_close(mean_to_go, exact_gradient(agent))
@@ -91,7 +100,8 @@ def test_expected_estimate_is_the_policy_gradient_with_either_weight_and_reward_
 @pytest.mark.parametrize("reward_to_go", [True, False])
 def test_baseline_leaves_the_expectation_alone_and_changes_the_variance(agent, reward_to_go):
     mean, variance = mean_and_variance(estimates(agent, reward_to_go=reward_to_go))
-    shifted_mean, shifted_variance = mean_and_variance(estimates(agent, shift=-2.0, reward_to_go=reward_to_go))
+    shifted = estimates(agent, shift=-2.0, reward_to_go=reward_to_go)
+    shifted_mean, shifted_variance = mean_and_variance(shifted)
     torch.testing.assert_close(shifted_mean, mean)
     assert shifted_variance < 0.8 * variance
 
@@ -99,21 +109,17 @@ def test_baseline_leaves_the_expectation_alone_and_changes_the_variance(agent, r
 def test_batch_gradient_is_the_mean_over_episodes_of_sums_over_steps():
     """Not a mean over steps: an episode of 500 steps must not be weighed as one of 10 is."""
     args = Args(env="toys:Drift-v0", num_envs=4, norm_returns=False)
-    envs, agent, episodes = start(args)
-    batch, recorder = rollout(envs, agent, episodes, args), Recorder(agent)
-    update(agent, {"policy": recorder}, batch, args)
+    _, agent, episodes = start(args)
+    batch, recorder = next(episodes), Recorder(agent)
+    update(agent, recorder, batch, args)
     together = recorder.gradient
-    # One environment's steps at a time: Drift's environment n has episodes of 3 + n steps; rows come in order of time.
-    lengths = [3, 4, 5, 6]
-    environment = torch.tensor([n for t in range(6) for n in range(4) if t < lengths[n]])
+    # One environment's steps at a time: Drift's environment n has episodes of 3 + n steps; rows
+    # come in order of time.
+    environment = torch.tensor([n for t in range(6) for n in range(4) if t < 3 + n])
     parts = []
     for n in range(4):
-        update(
-            agent,
-            {"policy": recorder},
-            Batch(*(x[environment == n] for x in batch)),
-            Args(num_envs=1, norm_returns=False),
-        )
+        episode = Batch(*(x[environment == n] for x in batch))
+        update(agent, recorder, episode, Args(num_envs=1, norm_returns=False))
         parts.append(recorder.gradient)
     torch.testing.assert_close(together, sum(parts) / 4)
 
@@ -124,24 +130,48 @@ def test_weights_are_standardised_over_all_steps(reward_to_go, agent):
     log_probs = agent.policy(obs).log_prob(actions).detach()
     weights = torch.tensor([3.0, 1.0, -4.0], dtype=torch.float64)
     fields = (weights, 0 * weights) if reward_to_go else (0 * weights, weights)
-    recorder, plain = Recorder(agent), Recorder(agent)
-    update(agent, {"policy": recorder}, Batch(obs, actions, log_probs, *fields), Args(reward_to_go=reward_to_go))
     by_hand = weights / weights.square().mean().sqrt()  # their mean is 0
-    update(agent, {"policy": plain}, Batch(obs, actions, log_probs, by_hand, by_hand), Args(norm_returns=False))
-    torch.testing.assert_close(recorder.gradient, plain.gradient)
+    gradients = []
+    for options, (to_go, total) in (
+        ({"reward_to_go": reward_to_go}, (fields[0] + 7, fields[1] + 7)),
+        ({"norm_returns": False}, (by_hand, by_hand)),
+    ):
+        recorder = Recorder(agent)
+        update(agent, recorder, Batch(obs, actions, log_probs, to_go, total), Args(**options))
+        gradients.append(recorder.gradient)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_rows_log_the_loss_and_the_entropy_before_and_the_kl_after_the_step(agent):
+    obs, actions = STATES, torch.tensor([0, 1, 1])
+    log_probs = agent.policy(obs).log_prob(actions).detach()
+    weights = torch.tensor([3.0, 1.0, -4.0], dtype=torch.float64)
+    probabilities = agent.actor(obs).softmax(-1).detach()
+    args = Args(num_envs=2, norm_returns=False, learning_rate=0.01)
+    batch = Batch(obs, actions, log_probs, weights, 0 * weights)
+    metrics = update(agent, make_optimizer(agent, args), batch, args)
+    assert metrics["policy_loss"] == pytest.approx(-(log_probs @ weights).item() / 2)
+    entropy = -(probabilities * probabilities.log()).sum(-1).mean().item()
+    assert metrics["entropy"] == pytest.approx(entropy)
+    log_ratio = agent.policy(obs).log_prob(actions) - log_probs
+    k3 = (log_ratio.exp() - 1 - log_ratio).mean().item()
+    assert metrics["approx_kl"] == pytest.approx(k3) and k3 > 1e-6
 
 
 def test_every_environment_gives_one_whole_episode_and_nothing_behind_it():
-    """Drift pays its state and starts from a random one: R̂_t follows from the observations alone."""
+    """Drift pays its state and starts from a random one: R̂_t follows from the observations alone.
+
+    The first environment ends another episode while it waits for the last one, which no queue sees.
+    """
     args = Args(env="toys:Drift-v0", num_envs=5, gamma=0.9)
-    envs, agent, episodes = start(args)
+    envs, _, episodes = start(args)
     for iteration in range(1, 4):
-        batch = rollout(envs, agent, episodes, args)
-        assert len(batch.obs) == 3 + 4 + 5 + 6 + 7 and episodes.count == 5 * iteration
-        assert list(episodes.recent_lengths)[-5:] == [3, 4, 5, 6, 7]
-        assert not episodes.running_return.any() and not episodes.running_length.any()
+        batch = next(episodes)
+        assert len(batch.obs) == 3 + 4 + 5 + 6 + 7
+        assert envs.episode_count == 5 * iteration == len(envs.return_queue)
+        assert list(envs.length_queue) == [3, 4, 5, 6, 7] * iteration
         time = (10 * batch.obs[:, 1]).round().long()
-        environment = torch.cat([torch.arange(max(0, t - 2), 5) for t in range(7)])
+        environment = torch.tensor([n for t in range(7) for n in range(5) if t < 3 + n])
         for n in range(5):
             rows = environment == n
             assert time[rows].tolist() == list(range(3 + n))
@@ -149,40 +179,39 @@ def test_every_environment_gives_one_whole_episode_and_nothing_behind_it():
             to_go = [sum(0.9**k * r for k, r in enumerate(rewards[t:])) for t in range(3 + n)]
             torch.testing.assert_close(batch.rewards_to_go[rows], torch.stack(to_go))
             torch.testing.assert_close(batch.total_returns[rows], to_go[0].expand(3 + n))
-            assert list(episodes.recent_returns)[n - 5] == pytest.approx(rewards.sum().item(), rel=1e-5)
+            undiscounted = pytest.approx(rewards.sum().item(), rel=1e-5, abs=1e-6)
+            assert list(envs.return_queue)[n - 5] == undiscounted
 
 
 def test_stored_log_probs_are_those_of_the_collecting_policy():
-    args = Args(env="Pendulum-v1", num_envs=3)
-    envs, agent, episodes = start(args)
-    batch = rollout(envs, agent, episodes, args)
-    torch.testing.assert_close(agent.policy(batch.obs).log_prob(batch.actions), batch.log_probs)
+    _, agent, episodes = start(Args(env="Pendulum-v1", num_envs=3))
+    batch = next(episodes)
+    assert len(batch.obs) == 600
+    log_probs = agent.policy(batch.obs).log_prob(batch.actions)
+    torch.testing.assert_close(log_probs.detach(), batch.log_probs)
 
 
 def test_short_episodes_are_not_preferred():
-    """CartPole's first policy: fifty environments side by side give the lengths that one gives, one after another."""
+    """CartPole's first policy has the same lengths in fifty environments at once as in one."""
     lengths = {}
     for num_envs in (1, 50):
-        args = Args(num_envs=num_envs)
-        envs, agent, episodes = start(args)
+        envs, _, episodes = start(Args(num_envs=num_envs))
         lengths[num_envs] = []
         while len(lengths[num_envs]) < 1000:
-            lengths[num_envs].append(len(rollout(envs, agent, episodes, args).obs))
-            if num_envs == 50:
-                lengths[50] = lengths[50][:-1] + list(episodes.recent_lengths)[-50:]
+            next(episodes)
+            lengths[num_envs] += list(envs.length_queue)[-num_envs:]
     means = [np.mean(x) for x in lengths.values()]
     standard_error = np.sqrt(sum(np.var(x) / len(x) for x in lengths.values()))
-    assert abs(means[0] - means[1]) < 4 * standard_error < 3
+    assert abs(means[0] - means[1]) < 4 * standard_error < 5
 
 
 def test_environment_without_an_end_is_cut():
-    args = Args(
-        env="toys:OneStateEndless-v0", num_envs=3, max_episode_steps=7, gamma=0.5, total_timesteps=100, quiet=True
-    )
-    envs, agent, episodes = start(args)
-    for _ in range(2):
-        batch = rollout(envs, agent, episodes, args)
-        assert len(batch.obs) == 21 and set(episodes.recent_lengths) == {7}
+    options = {"num_envs": 3, "max_episode_steps": 7, "gamma": 0.5, "total_timesteps": 100}
+    args = Args(env="toys:OneStateEndless-v0", quiet=True, **options)
+    envs, _, episodes = start(args)
+    for iteration in range(1, 3):
+        batch = next(episodes)
+        assert len(batch.obs) == 21 and list(envs.length_queue) == [7] * 3 * iteration
         torch.testing.assert_close(batch.rewards_to_go[-3:], torch.ones(3))
         torch.testing.assert_close(batch.rewards_to_go[:3], torch.full((3,), 2 - 0.5**6))
     assert train(args)[-1]["global_step"] == 105
@@ -192,18 +221,21 @@ def test_normalised_rewards_restart_with_each_episode():
     args = Args(env="toys:OneStateTerminated-v0", num_envs=2, gamma=0.5, norm_reward=True)
     envs, agent, episodes = start(args)
     for _ in range(3):
-        rollout(envs, agent, episodes, args)
+        batch = next(episodes)
     sums = [1, 1.5, 1.75, 1.875]  # S_t of an episode of 4 rewards of 1
-    assert agent.reward_statistics.mean.item() == pytest.approx(np.mean(sums))
-    assert agent.reward_statistics.var.item() == pytest.approx(np.var(sums))
-    assert list(episodes.recent_returns) == [4.0] * 6
+    mean, std = agent.reward_statistics.mean_and_std()
+    assert mean.item() == pytest.approx(np.mean(sums), rel=1e-4)
+    assert std.item() == pytest.approx(np.std(sums), rel=1e-4)
+    to_go = torch.tensor([1.875, 1.75, 1.5, 1.0]).repeat_interleave(2) / std
+    torch.testing.assert_close(batch.rewards_to_go, to_go)
+    assert list(envs.return_queue) == [4.0] * 6  # raw
 
 
 def test_optimizer_follows_the_gradient_of_all_parameters():
     args = Args(env="Pendulum-v1", num_envs=2)
-    envs, agent, episodes = start(args)
+    _, agent, episodes = start(args)
     before = {name: parameter.detach().clone() for name, parameter in agent.named_parameters()}
-    update(agent, make_optimizers(agent, args), rollout(envs, agent, episodes, args), args)
+    update(agent, make_optimizer(agent, args), next(episodes), args)
     for name, parameter in agent.named_parameters():
         assert not torch.equal(parameter, before[name]), name
-    assert reinforce.Args().reward_to_go
+    assert "log_std" in before

@@ -26,6 +26,7 @@ import ppo_kl
 import trpo
 import vpg
 
+torch.set_num_threads(1)  # as in train; two processes run the tests
 FORMS = ("min", "phi", "beta")
 KINDS = ("discrete", "continuous")
 
@@ -96,7 +97,7 @@ def policy_parameters(agent):
 
 
 def gradient(scalar, agent):
-    """∇ of a scalar with respect to the policy's parameters, as one vector; 0 where it depends on none."""
+    """∇ of a scalar with respect to the policy's parameters, as one vector."""
     parameters = policy_parameters(agent)
     grads = torch.autograd.grad(
         scalar, parameters, allow_unused=True, materialize_grads=True, retain_graph=True
@@ -216,7 +217,7 @@ def test_gradient_of_the_ratio_is_the_ratio_times_the_score(world, seed):
 
 
 def all_actions(agent, other, obs):
-    """All four actions, or a fine grid on the line, with weights: Σ weight · density · f is E[f]."""
+    """All actions, or a fine grid of them, with weights: Σ weight · density · f is E[f]."""
     if agent.discrete:
         return torch.arange(4), torch.ones(4, dtype=torch.float64)
     with torch.no_grad():
@@ -382,7 +383,7 @@ def next_to(edge):
 
 @st.composite
 def samples(draw):
-    """(ratios, advantages, ε), with ratios far outside of the band, in it, on and next to its edges."""
+    """(ratios, advantages, ε): ratios far outside of the band, in it, on and next to its edges."""
     clip_coef = draw(clip_coefs)
     edges = [x for edge in (1 - clip_coef, 1 + clip_coef) for x in (edge, *next_to(edge))]
     ratio = st.one_of(
@@ -536,7 +537,7 @@ def test_per_sample_penalty_has_the_value_of_theorem_1():
 
 
 def test_each_form_is_made_of_its_own_penalty(monkeypatch):
-    """That phi and beta train as min does says nothing if they are min. Without I_kill they are r Â."""
+    """Else it would say nothing that they train alike. Without I_kill phi and beta are r Â."""
     tensors = torch.tensor([[-0.5, -0.7, -2.0], [2.0, 0.5, 1.1], [1.0, -1.0, 3.0]])
     log_probs, ratio, advantages = tensors
     clipped = torch.tensor([1.2, -0.8, 3.3])
@@ -646,7 +647,7 @@ def test_the_updates_have_one_gradient_to_the_bit_in_float32(kind, norm_adv, siz
 @pytest.mark.parametrize("edge", [np.float32(0.8), np.float32(1.2)])
 @pytest.mark.parametrize("form", FORMS)
 def test_a_ratio_just_off_the_band_is_killed_or_passed_whole(edge, form):
-    """Where r Â and clip(r) Â round to one number, torch.min would share the gradient between them."""
+    """Where r Â and clip(r) Â round to one number, torch.min would share out the gradient."""
     rng = np.random.default_rng(0)
     off = np.nextafter(edge, np.float32(9 if edge > 1 else 0))
     tied = [x for x in rng.standard_normal(1000).astype(np.float32) if off * x == edge * x]

@@ -59,7 +59,7 @@ def leaves(tree, path=""):
 
 
 def outcome(folder):
-    """All that a run leaves but its arguments: rows, weights, statistics, state of the optimizer."""
+    """All that a run leaves but its arguments: rows, weights, state of the optimizer."""
     with open(Path(folder, "metrics.csv"), newline="") as file:
         table = list(csv.DictReader(file))
     checkpoint = torch.load(Path(folder, "checkpoint.pt"), weights_only=True)
@@ -111,7 +111,7 @@ def main(script, argv, capsys, monkeypatch):
 
 TASKS = [
     {"env": "CartPole-v1"},
-    {"env": "Pendulum-v1", "vectorization_mode": "async", "total_timesteps": 1500, **NORMS},
+    {"env": "Pendulum-v1", "vectorization_mode": "async", **NORMS},
     {"env": "toys:Drift-v0", **NORMS},
     {"env": "toys:Restive-v0"},
     {"env": "toys:DictObservation-v0", "norm_obs": True},
@@ -122,9 +122,12 @@ TASKS = [
 @pytest.mark.parametrize("options", TASKS, ids=lambda options: options["env"].split(":")[-1])
 def test_stopped_and_resumed_run_ends_as_one_that_was_not(script, options, monkeypatch):
     args = arguments(script, checkpoint_every=20, **options)  # stretches of two rollouts
+    if script.__name__ == "reinforce" and options["env"] == "Pendulum-v1":
+        args = dataclasses.replace(args, total_timesteps=1300)  # its rollouts take 600 steps
     rows = script.train(dataclasses.replace(args, run_dir="whole"))
     assert len(rows) >= 3
-    for iterations in sorted({0, 1, len(rows) // 2, len(rows) - 1}):
+    first = 0 if options["env"] == "CartPole-v1" else 1
+    for iterations in sorted({first, len(rows) // 2, len(rows) - 1}):
         folder = f"stopped{iterations}"
         stop_after(iterations, script, dataclasses.replace(args, run_dir=folder), monkeypatch)
         with open(f"{folder}/metrics.csv", "a") as file:
@@ -140,11 +143,11 @@ def test_stopped_and_resumed_run_ends_as_one_that_was_not(script, options, monke
 @on_posix
 def test_killed_and_resumed_run_ends_as_one_that_was_not(script):
     """SIGKILL from outside, at a moment that differs from test to test, on the command line."""
-    options = ["--total-timesteps", "20000", "--norm-obs", "--norm-reward", "--quiet"]
+    options = ["--total-timesteps", "12000", "--norm-obs", "--norm-reward", "--quiet"]
     options += ["--checkpoint-every", "70", "--run-dir", "killed"]
     command = [sys.executable, "-W", "ignore", script.__file__]
     process, metrics = subprocess.Popen([*command, *options]), Path("killed/metrics.csv")
-    size = random.Random().randrange(1500)
+    size = random.Random().randrange(1000)
     while not metrics.exists() or metrics.stat().st_size <= size:
         assert process.poll() is None
         time.sleep(0.002)
@@ -158,7 +161,10 @@ def test_killed_and_resumed_run_ends_as_one_that_was_not(script):
 
 @each_script
 def test_stretches_begin_with_a_checkpoint_new_seeds_and_new_episodes(script, monkeypatch):
-    """Episodes of 10 steps in rollouts of 16: each is cut after 10 steps, a reset and 5 steps."""
+    """Episodes of 10 steps and a reset. A stretch is due after 16 steps, two rollouts of 16 rows.
+
+    They hold 10 steps, a reset and 5 steps; 5 steps, a reset and 10 steps. REINFORCE's hold 10.
+    """
     saved_at, save = [], script.Run.save_checkpoint
 
     def save_and_note(run):
@@ -167,15 +173,16 @@ def test_stretches_begin_with_a_checkpoint_new_seeds_and_new_episodes(script, mo
 
     monkeypatch.setattr(script.Run, "save_checkpoint", save_and_note)
     toys.Seeds.seen.clear()
-    options = {"env": "toys:Seeds-v0", "run_dir": "run", "total_timesteps": 450}
-    rows = script.train(arguments(script, checkpoint_every=16 if len(NAMES) else 0, **options))
-    steps, episodes = (10, 1) if script.__name__ == "reinforce" else (15, 1)
-    every = 2  # 16 steps are due after two rollouts of 10 or of 15
+    options = {"env": "toys:Seeds-v0", "run_dir": "run", "total_timesteps": 360}
+    rows = script.train(arguments(script, checkpoint_every=16, **options))
+    steps, ends = (10, (1, 1)) if script.__name__ == "reinforce" else (15, (1, 2))
     seeds = [seed for seed in toys.Seeds.seen if seed is not None]
-    assert len(set(seeds)) == len(seeds) == 3 * math.ceil(len(rows) / every)
-    assert [len(x) for x in saved_at] == sorted({*range(0, len(rows), every), len(rows)})
-    assert rows[-1]["episodic_length"] == 10 and rows[-1]["episodes"] == episodes * 3 * len(rows)
+    assert len(rows) == 360 / 3 / steps and len(rows) % 2 == 0
+    assert len(set(seeds)) == len(seeds) == 3 * len(rows) / 2
+    assert [len(x) for x in saved_at] == list(range(0, len(rows) + 1, 2))
     assert [row["global_step"] for row in rows] == [3 * steps * (k + 1) for k in range(len(rows))]
+    assert rows[0]["episodes"] == 3 * ends[0] and rows[-1]["episodic_length"] == 10
+    assert rows[-1]["episodes"] == 3 * sum(ends) * len(rows) / 2
 
 
 @each_script
@@ -235,10 +242,9 @@ def test_tensorboard_of_a_resumed_run_has_each_step_once(monkeypatch):
 
 NAN = math.nan
 BAD_VALUES = {
-    **{name: [0, -1] for name in ("total_timesteps", "num_envs", "checkpoint_every")},
-    **{name: [0, 1, -1] for name in ("num_steps",)},
+    **{name: [0, -1] for name in ("total_timesteps", "num_envs", "num_steps")},
     **{name: [0] for name in ("update_epochs", "value_epochs", "cg_iters", "line_search_steps")},
-    "max_episode_steps": [0],
+    **{name: [0] for name in ("max_episode_steps", "checkpoint_every")},
     "num_minibatches": [0, 25],  # of 48 steps, of which half may only reset
     "gamma": [-0.1, 1.1, NAN],
     "gae_lambda": [-0.1, 1.1, NAN],
@@ -295,11 +301,10 @@ def test_bad_value_is_refused_by_name_and_leaves_nothing(script, capsys, monkeyp
         *("anneal_lr", "device", "form", "penalty", "reward_to_go"),
     }
     short = {"num_envs": 3, "num_steps": 16} if "num_steps" in own else {"num_envs": 3}
-    for name, value in [(name, x) for name in own & set(BAD_VALUES) for x in BAD_VALUES[name]]:
+    for name, value in [(key, x) for key in own & set(BAD_VALUES) for x in BAD_VALUES[key]]:
         flag = f"--{name.replace('_', '-')}"
-        with pytest.raises(ValueError, match=f"^{flag}|^--num-minibatches: .* to 0, got") as error:
+        with pytest.raises(ValueError, match=f"^{flag}") as error:
             script.Args(**{**short, name: value})
-        assert name == "num_steps" or str(error.value).startswith(flag)
         argv = [f"--{x.replace('_', '-')}={short[x]}" for x in short if x != name]
         argv += [flag] if value is True else [f"{flag}={value}"]
         status, output, errors = main(script, argv, capsys, monkeypatch)
@@ -314,7 +319,7 @@ def test_command_line_that_cannot_be_parsed_is_refused(script, capsys, monkeypat
     for argv in [*cases, ["--vectorization-mode", "x"]]:
         status, output, errors = main(script, argv, capsys, monkeypatch)
         assert status == 2 and output == "" and "Traceback" not in errors, (argv, errors)
-        assert argv[0] in errors or argv[-1] in errors
+        assert argv[0] in errors or argv[1] in errors, errors
         assert not os.listdir()
 
 
@@ -334,7 +339,7 @@ def test_refusals_say_what_would_do():
 
 
 def test_reinforce_refuses_one_return_that_would_be_standardised_to_nothing():
-    with pytest.raises(ValueError, match="^--num-envs: expected 2 or more, .*got 1$"):
+    with pytest.raises(ValueError, match="^--num-envs: expected 2 or more.*, got 1$"):
         SCRIPTS["reinforce"].Args(num_envs=1, reward_to_go=False)
     SCRIPTS["reinforce"].Args(num_envs=1, reward_to_go=False, norm_returns=False)
 
@@ -346,32 +351,41 @@ def assert_stops(script, args, message):
     """The run stops with this message; all that it saved is finite, and its last good state."""
     with pytest.raises(FloatingPointError, match=message) as error:
         script.train(args)
-    checkpoint = script.load_checkpoint(args.run_dir)
-    assert f"iteration {len(checkpoint['rows']) + 1}:" in str(error.value)
+    rows = script.load_checkpoint(args.run_dir)["rows"]
+    assert f"iteration {len(rows) + 1}:" in str(error.value)
     for path, value in outcome(args.run_dir).items():
-        assert "nan" not in repr(value) and "inf" not in repr(value), path
+        if value not in (None, "") and not path.startswith("/algorithm"):
+            assert np.isfinite(np.asarray(value, float)).all(), path
+
+
+FAULTS = ("nan", "nan-reward", "infinite-reward")
 
 
 @each_script
-@pytest.mark.parametrize("norms", [{}, NORMS], ids=["plain", "normalised"])
+@pytest.mark.parametrize(
+    ("faults", "norms"),
+    [
+        ((*FAULTS, "infinite", "huge"), {}),
+        (FAULTS, NORMS),
+        (("infinite", "huge", "huge-reward"), NORMS),
+    ],
+    ids=["plain", "normalised", "hidden by normalisation"],
+)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_numbers_that_are_not_finite_stop_the_run(script, norms):
-    for fault in ("nan", "infinite", "huge", "nan-reward", "infinite-reward", "huge-reward"):
+def test_numbers_that_are_not_finite_stop_the_run(script, faults, norms):
+    for fault in faults:
         options = {"env": f"toys:Faulty-{fault}-v0", "run_dir": fault, "checkpoint_every": 1}
-        assert_stops(
-            script, arguments(script, **options, **norms), r"^iteration \d+: \w+ is -?(nan|inf)$"
-        )
+        message = r"^iteration \d+: \w+ is -?(nan|inf)$"
+        assert_stops(script, arguments(script, **options, **norms), message)
 
 
 @each_script
 def test_advantages_and_weights_that_are_not_finite_stop_the_run(script, monkeypatch):
-    original, name = (
-        script.update,
-        "rewards_to_go" if script.__name__ == "reinforce" else "advantages",
-    )
+    original = script.update
+    weights = "rewards_to_go" if script.__name__ == "reinforce" else "advantages"
 
     def with_bad_advantages(agent, optimizer, batch, args):
-        getattr(batch, name)[7] = math.inf
+        getattr(batch, weights)[7] = math.inf
         return original(agent, optimizer, batch, args)
 
     def with_bad_weights(agent, *x):
@@ -380,12 +394,9 @@ def test_advantages_and_weights_that_are_not_finite_stop_the_run(script, monkeyp
             agent.actor[0].bias[3] = math.nan
         return metrics
 
-    for update, message in [
-        (with_bad_advantages, "^iteration 1: policy_loss is "),
-        (with_bad_weights, "^iteration 1: weight_norm is nan$"),
-    ]:
+    for update, name in [(with_bad_advantages, "policy_loss"), (with_bad_weights, "weight_norm")]:
         monkeypatch.setattr(script, "update", update)
-        assert_stops(script, arguments(script, run_dir=update.__name__), message)
+        assert_stops(script, arguments(script, run_dir=name), f"^iteration 1: {name} is ")
 
 
 # --------------------------------------- broken environments --------------------------------------
