@@ -51,7 +51,7 @@ class Args:
     seed: int = 1  # of all that is random: environments, networks, sampling, shuffling
     total_timesteps: int = 200_000  # steps of all environments; the last rollout may overshoot
     num_envs: int = 32  # environments side by side; under torchrun, in each process
-    num_steps: int = 32  # steps of each environment in a rollout
+    num_steps: int = 128  # steps of each environment in a rollout
     # how Gymnasium steps them; None: in the environment's own vector version if any, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.98  # discount γ

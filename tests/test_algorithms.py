@@ -138,39 +138,42 @@ def test_learning_rate_falls_to_nothing_or_stays(script):
     assert {row["learning_rate"] for row in rows} == {rates[0]}
 
 
-@pytest.mark.parametrize(
-    ("name", "compiled"), [*((name, True) for name in SCRIPTS), ("ppo_clip", False)]
-)
-def test_script_copied_elsewhere_with_gae_fast_does_what_python_does(name, compiled, tmp_path):
-    """With a progress bar and a closing line; without the compiled gae_fast, with a warning."""
-    script = SCRIPTS[name]
-    rows = script.train(script.Args(run_dir="run", quiet=True, total_timesteps=3000, num_envs=8))
-    shutil.copy(script.__file__, tmp_path)
-    ignored = ["__pycache__", "build", "*.egg-info", *([] if compiled else ["*.so", "*.pyd"])]
-    ignore = shutil.ignore_patterns(*ignored)
-    shutil.copytree(ROOT / "gae_fast", tmp_path / "gae_fast", ignore=ignore)
-    command = [sys.executable, f"{name}.py", "--total-timesteps", "3000", "--num-envs", "8"]
-    command += ["--run-dir", "copy"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert without_clock(table_of(tmp_path / "copy")) == without_clock(as_text(rows))
-    closing = f"return {rows[-1]['episodic_return']:.5g} after {rows[-1]['global_step']:,} steps"
-    assert run.stdout == f"CartPole-v1: {closing}; copy\n"
-    assert "3000/3000" in run.stderr.replace(",", "") or "step/s" in run.stderr
-    is_compiled = compiled and gae_fast.COMPILED
-    assert run.stderr.count("gae_fast runs interpreted") == (not is_compiled)
+@each_script
+def test_python_and_command_line_agree(script, capsys, monkeypatch):
+    rows = script.train(script.Args(run_dir="run", quiet=True, total_timesteps=900, seed=7))
+    argv = ["--seed", 7, "--total-timesteps", 900]
+    status, output, errors = main(script, argv, capsys, monkeypatch)
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith(f"CartPole-v1__{script.__name__}__7__")
+    assert without_clock(table_of(folder)) == without_clock(as_text(rows))
+    assert status == 0 and output.count("\n") == 1 and "step/s" in errors
+    assert output.startswith(f"CartPole-v1: return {rows[-1]['episodic_return']:.5g}")
+    assert output.endswith(f" {rows[-1]['global_step']:,} steps; {folder}\n")
+    assert main(script, ["--resume", folder, "--quiet"], capsys, monkeypatch) == (0, "", "")
 
 
 @each_script
-def test_command_line_explains_itself_and_is_quiet(script, capsys, monkeypatch):
+def test_help_names_every_argument(script, capsys, monkeypatch):
     status, output, _ = main(script, ["--help"], capsys, monkeypatch)
     assert status == 0
     for field in dataclasses.fields(script.Args):
         assert f"--{field.name.replace('_', '-')}" in output
-    argv = ["--seed", 7, "--quiet", "--total-timesteps", 9]
-    assert main(script, argv, capsys, monkeypatch) == (0, "", "")
-    (folder,) = Path("runs").iterdir()
-    assert folder.name.startswith(f"CartPole-v1__{script.__name__}__7__")
-    assert main(script, argv[:2] + argv[3:], capsys, monkeypatch)[1].count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "compiled"), [("reinforce", True), ("ppo_clip", False)])
+def test_script_copied_elsewhere_with_gae_fast_just_works(name, compiled, tmp_path):
+    """Without the compiled gae_fast there is a warning, and the numbers are the same."""
+    script = SCRIPTS[name]
+    rows = script.train(script.Args(run_dir="run", quiet=True, total_timesteps=900))
+    shutil.copy(script.__file__, tmp_path)
+    ignored = ["__pycache__", "build", "*.egg-info", *([] if compiled else ["*.so", "*.pyd"])]
+    ignore = shutil.ignore_patterns(*ignored)
+    shutil.copytree(ROOT / "gae_fast", tmp_path / "gae_fast", ignore=ignore)
+    command = [sys.executable, f"{name}.py", "--total-timesteps", "900", "--run-dir", "copy"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert without_clock(table_of("copy")) == without_clock(as_text(rows))
+    is_compiled = compiled and gae_fast.COMPILED
+    assert run.stderr.count("gae_fast runs interpreted") == (not is_compiled)
 
 
 def test_tensorboard_has_the_rows_under_cleanrls_tags():
@@ -203,23 +206,27 @@ def test_runs_in(script):
 
 @each_script
 def test_any_number_of_environments_in_any_mode(script):
-    for num_envs, mode in [(1, None), (64, None), (3, "async"), (5, "sync"), (2, "async")]:
-        folder, env = f"{num_envs} {mode}", "CartPole-v1" if mode is None else "Acrobot-v1"
+    for num_envs, mode in [(1, "sync"), (3, "async"), (64, "vector_entry_point")]:
+        env = "CartPole-v1" if num_envs == 64 else "Pendulum-v1"
         options = {"num_envs": num_envs, "vectorization_mode": mode, "env": env}
-        rows = script.train(arguments(script, run_dir=folder, **options))
-        assert rows[0]["global_step"] % 1 == 0 and rows[-1]["global_step"] >= 600
-        assert np.isfinite(rows[-1]["policy_loss"])
+        rows = script.train(arguments(script, run_dir=str(num_envs), **options))
+        steps = 200 if script.__name__ == "reinforce" else 16
+        assert num_envs == 64 or rows[0]["global_step"] == num_envs * steps
+        assert rows[-1]["global_step"] >= 600 and np.isfinite(rows[-1]["policy_loss"])
 
 
 # ------------------------------------------- learning ---------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["Truncated", "Terminated"])
-@pytest.mark.parametrize("name", ["vpg", "trpo", "ppo_clip", "ppo_kl"])
+@pytest.mark.parametrize("name", ["vpg", "ppo_clip"])
 def test_truncation_bootstraps_and_termination_does_not(name, ending):
-    """One state, reward 1: worth 1 / (1 − γ) if cut after 10 steps; ended after 4, a mean of sums."""
+    """One state, reward 1: worth 1 / (1 − γ) if cut after 10 steps, else a mean of four sums.
+
+    Here the critic learns it; test_ppo_clip.py checks what the critics of all scripts are taught.
+    """
     script = SCRIPTS[name]
-    options = {"num_envs": 4, "num_steps": 32, "total_timesteps": 20_000, "gamma": 0.9}
+    options = {"num_envs": 4, "num_steps": 32, "total_timesteps": 12_000, "gamma": 0.9}
     rates = [x.name for x in dataclasses.fields(script.Args) if x.name.endswith("learning_rate")]
     options |= {"run_dir": "run", "gae_lambda": 1.0, rates[-1]: 1e-2}
     script.train(arguments(script, env=f"toys:OneState{ending}-v0", **options))

@@ -1,5 +1,4 @@
-"""benchmarks/throughput.py and solve.py: what they do about peers, real or missing; not how fast
-anything is."""
+"""What throughput.py and solve.py do about peers, real or missing; not how fast anything is."""
 
 import subprocess
 import sys
@@ -31,20 +30,13 @@ def test_throughput_sets_ours_beside_the_peers_that_there_are(peer):
     options = ("--rounds", "1", "--only", "vpg.py")
     done = run("throughput.py", *options, "--sb3", "/nowhere", "--rlox", str(peer))
     assert done.returncode == 0, done.stderr
-    assert (
-        "sb3_contrib: not found by /nowhere, left out" in done.stdout
-        and "rlox: not" not in done.stdout
-    )
+    assert "sb3_contrib: not found by /nowhere, left out" in done.stdout
+    assert "rlox: not" not in done.stdout
     *_, row = done.stdout.splitlines()
-    name, sizes, speed, memory, other, other_speed, _, ratio, _ = (
-        cell.strip() for cell in row.strip("|").split("|")
-    )
-    assert (name, sizes, other, other_speed) == (
-        "vpg.py, CartPole-v1",
-        "8 2048 1 5",
-        "rlox-vpg",
-        "1,000",
-    )
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    name, sizes, speed, memory, other, other_speed, _, ratio, _ = cells
+    assert (name, sizes) == ("vpg.py, CartPole-v1", "8 2048 1 5")
+    assert (other, other_speed) == ("rlox-vpg", "1,000")
     speed = float(speed.replace(",", ""))
     assert speed > 0 and 50 < float(memory) < 5000
     assert float(ratio.split("**")[1]) == pytest.approx(speed / 1000, abs=0.006)
@@ -53,6 +45,5 @@ def test_throughput_sets_ours_beside_the_peers_that_there_are(peer):
 def test_solve_names_a_missing_peer():
     done = run("solve.py", "--sb3", "/nowhere")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.endswith(
-        "error: --sb3: expected a Python that has Stable-Baselines3, got /nowhere\n"
-    )
+    expected = "expected a Python that has Stable-Baselines3, got /nowhere"
+    assert done.stderr.endswith(f"error: --sb3: {expected}\n")
