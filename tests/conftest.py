@@ -3,7 +3,8 @@ from pathlib import Path
 
 from hypothesis import settings
 
-# The scripts and the toy environments are plain files; this is how `import ppo_clip` and `--env toys:…` find them.
+# The scripts and the toy environments are plain files: `import ppo_clip` and `--env toys:…` find
+# them so.
 sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent)]
 
 settings.register_profile("no deadline", deadline=None)  # a busy machine is no failure

