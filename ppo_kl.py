@@ -271,7 +271,7 @@ def make_optimizer(agent: Agent, args: Args) -> Adam:
 def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str, float]:
     """Take PPO-KL's steps on one rollout and adapt β; return the mean metrics of the last epoch."""
     old_agent = copy.deepcopy(agent).requires_grad_(False)
-    beta = optimizer.param_groups[0]["beta"]
+    beta = optimizer.param_groups[0]["beta"] if args.penalty == "adaptive" else args.beta
     for _ in range(args.update_epochs):
         samples = []
         for rows in torch.randperm(len(batch.obs)).tensor_split(args.num_minibatches):

@@ -236,7 +236,7 @@ def test_truncation_bootstraps_and_termination_does_not(name, ending):
     assert value == pytest.approx(expected, rel=0.03)
 
 
-LEARNS = {"reinforce": 80_000, "vpg": 100_000, "trpo": 40_000, "ppo_clip": 40_000, "ppo_kl": 40_000}
+LEARNS = {"reinforce": 80_000, "vpg": 100_000, "trpo": 60_000, "ppo_clip": 40_000, "ppo_kl": 40_000}
 
 
 @each_script

@@ -263,7 +263,7 @@ NO_NUMBERS = ["c8", "U3", "M8[s]", "O"]
 
 @st.composite
 def wild_arrays(draw, shape, dtypes, numbers):
-    """An array of the shape and of one of the dtypes; now and then of others, or no array at all."""
+    """An array of the shape and of one of the dtypes; now and then another, or no array."""
     oddity = draw(st.integers(0, 60))
     if oddity == 0:
         return draw(st.sampled_from(NO_ARRAYS))
@@ -337,7 +337,7 @@ def answers_rightly(call):
 
 @pytest.mark.filterwarnings("ignore")
 def test_whatever_it_is_given_it_answers_rightly_or_refuses():
-    """The interpreter survives this, so nothing crashes. It answers often enough to mean something."""
+    """The interpreter survives this, and answers often enough to mean something."""
     answers = []
     settings(max_examples=1000)(
         given(wild_calls())(lambda call: answers.append(answers_rightly(call)))

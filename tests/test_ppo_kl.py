@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 import ppo_kl
 from ppo_kl import Agent, Args, load_checkpoint, make_envs, make_optimizer, rollouts, train, update
 
-torch.set_num_threads(1)  # as in train; two processes run the tests
-
 
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):

@@ -9,8 +9,6 @@ from gymnasium.spaces import Box, Discrete
 
 from reinforce import Agent, Args, Batch, make_envs, make_optimizer, rollouts, train, update
 
-torch.set_num_threads(1)  # as in train; two processes run the tests
-
 
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):

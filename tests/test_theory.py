@@ -26,7 +26,6 @@ import ppo_kl
 import trpo
 import vpg
 
-torch.set_num_threads(1)  # as in train; two processes run the tests
 FORMS = ("min", "phi", "beta")
 KINDS = ("discrete", "continuous")
 

@@ -14,7 +14,6 @@ from torch.func import functional_call
 import trpo
 from trpo import Agent, Args, Batch, make_envs, make_optimizer, rollouts, train, update
 
-torch.set_num_threads(1)  # as in train; two processes run the tests
 BOX, DISCRETE, OBS = Box(-1, 1, (2,)), Discrete(3), Box(-1, 1, (3,))
 each_kind = pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=["discrete", "continuous"])
 

@@ -9,8 +9,6 @@ import torch
 import vpg
 from vpg import Agent, Args, make_envs, make_optimizer, rollouts, update
 
-torch.set_num_threads(1)  # as in train; two processes run the tests
-
 
 def start(args):
     """An agent, and its first rollout."""
