@@ -205,7 +205,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             is_step.append(is_playing)
             # An environment whose episode is over waits for the others. What it does meanwhile is
             # no step, and nothing may see it: envs.env does not record it as an episode.
-            step = envs.env.step(actions[-1].reshape(envs.action_space.shape))
+            step = envs.env.step(actions[-1].reshape(envs.action_space.shape).copy())
             next_obs, reward, terminations, truncations, _ = step
             rewards.append(np.where(is_playing, reward, 0.0))
             is_over = terminations | truncations | (len(obs) == args.max_episode_steps)
@@ -288,7 +288,7 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
 def train(args: Args) -> list[dict[str, Any]]:
     """Train an agent, write the run's folder, and return the rows of its metrics.csv.
 
-    Raises FloatingPointError for a metric that is not finite.
+    Raises FloatingPointError for a metric or a weight that is not finite.
     """
     torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
     torch.manual_seed(args.seed)
@@ -322,10 +322,10 @@ def train(args: Args) -> list[dict[str, Any]]:
             "episodic_length": float(np.mean(envs.length_queue)) if envs.length_queue else None,
             "SPS": int(global_step / wall_time),
             **metrics,
-            "weight_norm": nn.utils.get_total_norm(agent.parameters()).item(),
             "learning_rate": optimizer.param_groups[0]["lr"],
         }
-        for name, value in row.items():
+        numbers = row | {name: x.sum().item() for name, x in agent.state_dict().items()}
+        for name, value in numbers.items():
             if value is not None and not math.isfinite(value):
                 raise FloatingPointError(f"iteration {len(run.rows) + 1}: {name} is {value}")
         run.write(row)
@@ -405,9 +405,9 @@ def load_checkpoint(folder: str) -> dict[str, Any]:
         checkpoint = torch.load(f"{folder}/checkpoint.pt", map_location="cpu", weights_only=True)
         if checkpoint["algorithm"] != ALGORITHM:
             raise ValueError(f"it is one of {checkpoint['algorithm']}")
+        checkpoint["args"] |= {"run_dir": None, "resume": folder}
     except Exception as e:  # torch raises many kinds
         raise ValueError(f"--resume: expected a run of {ALGORITHM}, got {folder!r}: {e}") from e
-    checkpoint["args"] |= {"run_dir": None, "resume": folder}
     return checkpoint
 
 

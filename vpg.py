@@ -217,7 +217,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             # (At t = 0, row −1 is still that of the rollout before.)
             is_step[t] = ~(terminations[t - 1] | truncations[t - 1])
             actions.append(act(obs[t]))
-            step = envs.step(actions[t].reshape(envs.action_space.shape))
+            step = envs.step(actions[t].reshape(envs.action_space.shape).copy())
             obs[t + 1], rewards[t], terminations[t], truncations[t], _ = step
         if args.norm_reward:
             rewards[~is_step] = 0.0
@@ -316,7 +316,7 @@ def fit_critic(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> float
 def train(args: Args) -> list[dict[str, Any]]:
     """Train an agent, write the run's folder, and return the rows of its metrics.csv.
 
-    Raises FloatingPointError for a metric that is not finite.
+    Raises FloatingPointError for a metric or a weight that is not finite.
     """
     torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
     torch.manual_seed(args.seed)
@@ -350,10 +350,10 @@ def train(args: Args) -> list[dict[str, Any]]:
             "episodic_length": float(np.mean(envs.length_queue)) if envs.length_queue else None,
             "SPS": int(global_step / wall_time),
             **metrics,
-            "weight_norm": nn.utils.get_total_norm(agent.parameters()).item(),
             "learning_rate": optimizer.param_groups[0]["lr"],
         }
-        for name, value in row.items():
+        numbers = row | {name: x.sum().item() for name, x in agent.state_dict().items()}
+        for name, value in numbers.items():
             if value is not None and not math.isfinite(value):
                 raise FloatingPointError(f"iteration {len(run.rows) + 1}: {name} is {value}")
         run.write(row)
@@ -433,9 +433,9 @@ def load_checkpoint(folder: str) -> dict[str, Any]:
         checkpoint = torch.load(f"{folder}/checkpoint.pt", map_location="cpu", weights_only=True)
         if checkpoint["algorithm"] != ALGORITHM:
             raise ValueError(f"it is one of {checkpoint['algorithm']}")
+        checkpoint["args"] |= {"run_dir": None, "resume": folder}
     except Exception as e:  # torch raises many kinds
         raise ValueError(f"--resume: expected a run of {ALGORITHM}, got {folder!r}: {e}") from e
-    checkpoint["args"] |= {"run_dir": None, "resume": folder}
     return checkpoint
 
 

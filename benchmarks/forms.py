@@ -30,9 +30,7 @@ FORMS = {
 COLUMNS = (
     "global_step episodes episodic_return episodic_length value_loss entropy approx_kl".split()
 )
-COLUMNS += (
-    "clipfrac frac_in frac_kill frac_pass explained_variance weight_norm learning_rate".split()
-)
+COLUMNS += "clipfrac frac_in frac_kill frac_pass explained_variance learning_rate".split()
 
 parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

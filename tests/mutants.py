@@ -95,7 +95,7 @@ MUTANTS = [
         "given_with_resume or killed",
     ),
     (PPO, "if value is not None and not math.isfinite(value):", "if False:", "not_finite"),
-    (PPO, '"weight_norm": nn.utils', '"weight_norm": 0 * nn.utils', "not_finite or holds_the_run"),
+    (PPO, "numbers = row | {name", "numbers = row or {name", "not_finite"),
     # several ranks
     (PPO, "mean_over_ranks(*(x.grad for x in agent.parameters()))", "pass", "equal_weights"),
     (PPO, "vector / WORLD_SIZE, tensors", "vector, tensors", "two_halves"),

@@ -88,7 +88,7 @@ METRICS = {
     "ppo_clip": [*PARTS, "clipfrac", "explained_variance"],
     "ppo_kl": [*PARTS, "clipfrac", "kl", "beta", "explained_variance"],
 }
-LAST = ["weight_norm", "learning_rate"]
+LAST = ["learning_rate"]
 
 
 @each_script
@@ -183,7 +183,7 @@ def test_tensorboard_has_the_rows_under_cleanrls_tags():
     )
     accumulator = events.EventAccumulator("run").Reload()
     charts = {"episodes", "episodic_return", "episodic_length", "SPS", "learning_rate"}
-    losses = {*METRICS["ppo_clip"], "weight_norm"}
+    losses = {*METRICS["ppo_clip"]}
     tags = {f"charts/{x}" for x in charts} | {f"losses/{x}" for x in losses}
     assert tags <= set(accumulator.Tags()["scalars"])
     for name in ("charts/SPS", "losses/value_loss"):

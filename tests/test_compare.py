@@ -55,14 +55,14 @@ def is_picture(path):
 
 def test_trains_draws_and_goes_on_when_a_run_fails():
     """The command line."""
-    labels = ["vpg --learning-rate 1e30", "ppo_clip --gamma 0.7"]
+    labels = ["vpg --value-learning-rate 1e30", "ppo_clip --gamma 0.7"]
     command = [sys.executable, ROOT / "compare.py", "--runs", *labels, "--seeds", "1"]
     command += ["--options=--num-envs 4 --gamma 0.8", "--total-timesteps", "2000", "--out", "out"]
     said = subprocess.run(command, capture_output=True, text=True)
-    log = "out/vpg_learning_rate_1e30__1.log"
+    log = "out/vpg_value_learning_rate_1e30__1.log"
     why = Path(log).read_text().split("\n")[-2]
     assert said.returncode == 1 and why.startswith("FloatingPointError: iteration ")
-    assert said.stderr.endswith(f"\nfailed: vpg --learning-rate 1e30, seed 1: {log}: {why}\n")
+    assert said.stderr.endswith(f"\nfailed: vpg --value-learning-rate 1e30, seed 1: {log}: {why}\n")
     assert "2/2" in said.stderr
     folder = Path("out/ppo_clip_gamma_0.7__1")
     config = json.loads((folder / "config.json").read_text())
@@ -75,8 +75,8 @@ def test_trains_draws_and_goes_on_when_a_run_fails():
     assert row["run"] == labels[1] and row["seeds"] == "1" and row["steps"] == last["global_step"]
     assert row["returns"] == f"{float(last['episodic_return']):.4g}"
     assert {x.name for x in Path("out").iterdir()} == {
-        "vpg_learning_rate_1e30__1",
-        "vpg_learning_rate_1e30__1.log",
+        "vpg_value_learning_rate_1e30__1",
+        "vpg_value_learning_rate_1e30__1.log",
         "ppo_clip_gamma_0.7__1",
         "learning_curves.png",
         "summary.csv",
@@ -276,6 +276,7 @@ def test_script_refuses_its_arguments_before_anything_is_written(capsys):
 def test_ctrl_c_ends_it_and_its_runs(tmp_path):
     """SIGINT to the whole group, as a terminal sends it."""
     command = [sys.executable, ROOT / "compare.py", "--runs", "vpg", "--jobs", "2", "--quiet"]
+    command += ["--seeds", "4", "--total-timesteps", "2000000"]
     process = subprocess.Popen(
         [*command, "--out", tmp_path / "out"],
         stderr=subprocess.PIPE,

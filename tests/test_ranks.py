@@ -107,6 +107,7 @@ def trained(name, stop_after=None, **options):
 
 def options_of(name):
     options = {"total_timesteps": 3000, "num_envs": 5, "norm_obs": True, "norm_reward": True}
+    options |= {"num_steps": 32} if name != "reinforce" else {}
     options |= {"quiet": True, "checkpoint_every": 100}
     return options | ({"target_kl": 1e-3, "learning_rate": 0.01} if name == "ppo_clip" else {})
 

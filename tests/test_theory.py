@@ -663,7 +663,7 @@ def test_a_ratio_just_off_the_band_is_killed_or_passed_whole(edge, form):
 # ------------------------------ the forms and the partition in a run ------------------------------
 
 
-COLUMNS = "global_step episodic_return value_loss entropy approx_kl weight_norm".split()
+COLUMNS = "global_step episodic_return value_loss entropy approx_kl".split()
 RUNS = {
     "CartPole-v1": {},
     "Pendulum-v1": {"norm_obs": True, "norm_reward": True, "norm_adv": False},
