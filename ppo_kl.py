@@ -57,7 +57,7 @@ class Args:
     gamma: float = 0.98  # discount γ
     gae_lambda: float = 0.95  # λ of generalised advantage estimation
     norm_obs: bool = False  # standardise observations by their running mean and deviation
-    norm_reward: bool = False  # divide rewards by the running deviation of their discounted sum
+    norm_reward: bool = True  # divide rewards by the running deviation of their discounted sum
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>

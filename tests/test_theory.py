@@ -689,7 +689,7 @@ def test_the_four_forms_train_identically_to_the_bit(env):
         "num_steps": 40,
         "clip_coef": 0.1,
     }
-    options |= {"env": env, "quiet": True, **RUNS[env]}
+    options |= {"env": env, "quiet": True, "norm_reward": False, **RUNS[env]}
     tables = []
     for form in FORMS:
         ppo_clip.train(ppo_clip.Args(run_dir=form, form=form, **options))
