@@ -267,30 +267,31 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
     """Take PPO-Clip's steps on one rollout; return the mean metrics of the last epoch."""
     for _ in range(args.update_epochs):
         samples = []
-        for rows in torch.randperm(len(batch.obs)).tensor_split(args.num_minibatches):
-            obs, actions, old_log_probs, _, advantages, returns = (x[rows] for x in batch)
+        order = torch.randperm(len(batch.obs))
+        minibatches = zip(*(x[order].tensor_split(args.num_minibatches) for x in batch))
+        for obs, actions, old_log_probs, _, advantages, returns in minibatches:
             if args.norm_adv:
                 std, mean = torch.std_mean(advantages, correction=0)
                 advantages = (advantages - mean) / (std + 1e-8)
             policy = agent.policy(obs)
             log_probs = policy.log_prob(actions)
             log_ratio = log_probs - old_log_probs
-            ratio = log_ratio.exp()
-            surrogate = clipped_surrogate(log_probs, ratio, advantages, args)
+            surrogate = clipped_surrogate(log_probs, log_ratio.exp(), advantages, args)
             value_loss = 0.5 * (agent.value(obs) - returns).square()
             entropy = policy.entropy()
             loss = args.vf_coef * value_loss - surrogate - args.ent_coef * entropy  # eq. 9, negated
-
             optimizer.zero_grad()
             loss.mean().backward()
             mean_over_ranks(*(x.grad for x in agent.parameters()))
             nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             optimizer.step()
-            k3 = ratio - 1 - log_ratio  # estimates KL(π_old ‖ π_θ): joschu.net/blog/kl-approx.html
-            masks = partition(ratio, advantages, args.clip_coef)
-            samples.append(torch.stack([-surrogate, value_loss, entropy, k3, *masks]).detach())
+            sample = (-surrogate, value_loss, entropy, log_ratio, advantages)
+            samples.append(torch.stack(sample).detach())
         # Means over the epoch; each sample is measured before the step of its minibatch.
-        means = mean_over_ranks(torch.cat(samples, dim=1).mean(dim=1)).tolist()
+        *terms, log_ratio, advantages = torch.cat(samples, dim=1)
+        k3 = log_ratio.exp() - 1 - log_ratio  # of joschu.net/blog/kl-approx.html
+        terms += [k3, *partition(log_ratio.exp(), advantages, args.clip_coef)]
+        means = mean_over_ranks(torch.stack(terms).mean(dim=1)).tolist()
         names = "policy_loss value_loss entropy approx_kl frac_in frac_kill frac_pass".split()
         metrics = dict(zip(names, means))
         if args.target_kl is not None and metrics["approx_kl"] > args.target_kl:

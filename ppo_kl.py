@@ -274,8 +274,9 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
     beta = optimizer.param_groups[0]["beta"] if args.penalty == "adaptive" else args.beta
     for _ in range(args.update_epochs):
         samples = []
-        for rows in torch.randperm(len(batch.obs)).tensor_split(args.num_minibatches):
-            obs, actions, old_log_probs, _, advantages, returns = (x[rows] for x in batch)
+        order = torch.randperm(len(batch.obs))
+        minibatches = zip(*(x[order].tensor_split(args.num_minibatches) for x in batch))
+        for obs, actions, old_log_probs, _, advantages, returns in minibatches:
             if args.norm_adv:
                 std, mean = torch.std_mean(advantages, correction=0)
                 advantages = (advantages - mean) / (std + 1e-8)
@@ -292,7 +293,6 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
             value_loss = 0.5 * (agent.value(obs) - returns).square()
             entropy = policy.entropy()
             loss = args.vf_coef * value_loss - surrogate - args.ent_coef * entropy  # eq. 9, negated
-
             optimizer.zero_grad()
             loss.mean().backward()
             mean_over_ranks(*(x.grad for x in agent.parameters()))
