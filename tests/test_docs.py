@@ -101,7 +101,9 @@ def test_commands_parse(document, command, monkeypatch):
         if "--help" in arguments:
             return
         # What a command names need not be there: runs/NAME, an environment of another package.
-        monkeypatch.setattr(module.Args, "__post_init__", lambda self: None, raising=False)
+        names = {"reinforce", "vpg", "trpo", "ppo_clip", "ppo_kl", path.stem} - {"compare"}
+        for other in (importlib.import_module(name) for name in names):
+            monkeypatch.setattr(other.Args, "__post_init__", lambda self: None, raising=False)
         args = tyro.cli(module.Args, args=arguments)
         if path.stem == "compare":
             for job in module.plan(args, Path("out")):

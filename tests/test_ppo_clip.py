@@ -56,7 +56,8 @@ def test_stored_log_probs_and_values_are_those_of_the_collecting_policy(env, nor
 @pytest.mark.parametrize("name", ["vpg", "trpo", "ppo_clip", "ppo_kl"])
 def test_advantages_are_those_of_the_definition(name):
     """Drift's episodes end by termination in environments 0 and 2, by truncation in 1 and 3."""
-    args = SCRIPTS[name].Args(env="toys:Drift-v0", num_envs=4, num_steps=20, gamma=0.9)
+    options = {"num_envs": 4, "num_steps": 20, "gamma": 0.9, "norm_reward": False}
+    args = SCRIPTS[name].Args(env="toys:Drift-v0", **options)
     _, agent, batches = start(args, SCRIPTS[name])
     batch, expected, next_row = next(batches), {}, 0
     index = {}  # of each real step among the batch's rows, which go through time first
