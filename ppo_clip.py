@@ -6,7 +6,8 @@ favours, moving it further gains nothing. On the other side the gradient brings 
 
     L^CLIP(θ) = E_t[ min(r Â_t, clip(r, 1 − ε, 1 + ε) Â_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), Algorithm 1.
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), Algorithm 1,
+with the value loss and the entropy bonus of eq. 9. Â is GAE's, as in vpg.py.
 
     python ppo_clip.py --env CartPole-v1
     torchrun --nproc-per-node 2 ppo_clip.py --env HalfCheetah-v5 --norm-obs --norm-reward
@@ -35,9 +36,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from torch.optim import Adam
 
-import gae_fast
+import gae_fast  # the folder beside this file
 
-ALGORITHM = Path(__file__).stem
+ALGORITHM = Path(__file__).stem  # a run that is resumed must have the same
 RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  # set by torchrun
 
 # ---------------------------------------------- Args ----------------------------------------------
@@ -60,7 +61,7 @@ class Args:
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
     resume: str | None = None  # folder of a run to go on with; arguments left out are the run's
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints, which reset all
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
@@ -68,19 +69,19 @@ class Args:
     update_epochs: int = 5  # passes over each rollout
     num_minibatches: int = 4  # minibatches per pass
     clip_coef: float = 0.2  # ε: half the width of the band around ratio 1
-    form: Literal["min", "phi", "beta"] = "min"  # how the clip is written; all have one gradient
+    form: Literal["min", "phi", "beta"] = "min"  # the clip as a min or a penalty; one gradient
     norm_adv: bool = True  # standardise the advantages of each minibatch
     ent_coef: float = 0.01  # weight of the entropy bonus
-    vf_coef: float = 0.5  # weight of the value loss, ½ (V − R̂)²
+    vf_coef: float = 0.5  # weight of the value loss, ½ (V − return)²
     max_grad_norm: float = 0.5  # bound on the norm of the gradient; inf for none
     target_kl: float | None = None  # end the passes over a rollout once approx_kl exceeds this
 
     def __post_init__(self) -> None:
-        half = self.num_envs * (self.num_steps // 2)  # every other step may only reset
-        limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": half}
+        fewest = self.num_envs * (self.num_steps // 2)  # steps in a rollout; the others only reset
+        limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": fewest}
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
-            least = 1 if field.type is int and field.name != "seed" else 0
+            least = {"seed": 0, "num_steps": 2}.get(field.name, int(field.type is int))
             most = limits.get(field.name, math.inf)
             if isinstance(value, (int, float)) and not least <= value <= most:
                 raise ValueError(f"{flag}: expected a number from {least} to {most}, got {value}")
@@ -194,7 +195,7 @@ class Batch(NamedTuple):
     returns: Tensor  # Â_t + V_old(s_t), the value function's target
 
 
-@torch.no_grad()
+@torch.no_grad()  # while it runs, not while it waits at yield
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Begin new episodes, and yield rollout after rollout: num_steps of every environment.
 
@@ -211,13 +212,13 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         actions, act = [], actor_in_numpy(agent, rng)
         obs[0] = obs[-1]
         for t in range(args.num_steps):
-            # The row after an episode's last only resets, so it is no step. Its observation is the
-            # last one of that episode: its value is what a truncated episode goes on with.
-            # (At t = 0, row −1 is still that of the rollout before.)
+            # The row after an episode's last step only resets, so it is no step. Its observation is
+            # the episode's last, whose value stands for the rest of an episode that was truncated.
+            # (At t = 0, row −1 is still that of the rollout before, here and in the sums below.)
             is_step[t] = ~(terminations[t - 1] | truncations[t - 1])
             actions.append(act(obs[t]))
-            step = envs.step(actions[t].reshape(envs.action_space.shape).copy())
-            obs[t + 1], rewards[t], terminations[t], truncations[t], _ = step
+            result = envs.step(actions[t].reshape(envs.action_space.shape).copy())  # theirs to keep
+            obs[t + 1], rewards[t], terminations[t], truncations[t], _ = result
         if args.norm_reward:
             rewards[~is_step] = 0.0
             for t in range(args.num_steps):
@@ -234,14 +235,14 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         targets = gae_fast.gae(rewards, values.cpu(), *ends, args.gamma, args.gae_lambda)
         advantages, returns = (torch.tensor(x, device=args.device).float() for x in targets)
         fields = (standard_obs[:-1], actions, log_probs, values[:-1], advantages, returns)
-        if args.norm_obs:
+        if args.norm_obs:  # for the next rollout: this one was acted on with the old ones
             agent.obs_statistics.update(raw_obs[:-1][kept])
         yield Batch(*(x[kept] for x in fields))
 
 
 def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
     """What agent.policy(agent.standardize(obs)).sample() does, in NumPy: faster for so few rows."""
-    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "for other layers, call that"
+    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "other layers: use agent.policy"
     w1, b1, w2, b2, w3, b3 = (x.numpy(force=True) for x in agent.actor.parameters())
     mean, std = (x.numpy(force=True) for x in agent.obs_statistics.mean_and_std())
     action_std = None if agent.discrete else agent.log_std.exp().numpy(force=True)
@@ -289,7 +290,7 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
             samples.append(torch.stack(sample).detach())
         # Means over the epoch; each sample is measured before the step of its minibatch.
         *terms, log_ratio, advantages = torch.cat(samples, dim=1)
-        k3 = log_ratio.exp() - 1 - log_ratio  # of joschu.net/blog/kl-approx.html
+        k3 = log_ratio.exp() - 1 - log_ratio  # KL(π_old ‖ π), by joschu.net/blog/kl-approx.html
         terms += [k3, *partition(log_ratio.exp(), advantages, args.clip_coef)]
         means = mean_over_ranks(torch.stack(terms).mean(dim=1)).tolist()
         names = "policy_loss value_loss entropy approx_kl frac_in frac_kill frac_pass".split()
@@ -310,13 +311,13 @@ def clipped_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, args
     beta:  r Â + β log π_θ, constant β = −r Â on I_kill, 0 elsewhere   the same, Theorem 1
     """
     low, high = 1 - args.clip_coef, 1 + args.clip_coef
-    if args.form == "min":  # so written it has no ties, where torch.min shares out the gradient
+    if args.form == "min":  # torch.min would halve the gradient where rounding makes a tie
         return torch.where(advantages < 0, ratio.clamp(min=low), ratio.clamp(max=high)) * advantages
     _, kill, _ = partition(ratio, advantages, args.clip_coef)
     if args.form == "phi":
         return (ratio - torch.where(kill, ratio - ratio.clamp(low, high), 0.0)) * advantages
     beta_log_probs = torch.where(kill, -ratio.detach(), 0.0) * log_probs * advantages
-    return ratio * advantages + beta_log_probs  # factors in r Â's order, to cancel exactly
+    return ratio * advantages + beta_log_probs  # in r Â's order: gradients cancel to the bit
 
 
 def partition(ratio: Tensor, advantages: Tensor, clip_coef: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -342,7 +343,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # Run may load lower ones
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -469,7 +470,7 @@ def mean_over_ranks(*tensors: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     args = tyro.cli(Args)
-    if args.resume is not None:
+    if args.resume is not None:  # once more, with the run's arguments as defaults
         args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume)["args"]))
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group()

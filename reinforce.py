@@ -39,9 +39,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from torch.optim import Adam
 
-import gae_fast
+import gae_fast  # the folder beside this file
 
-ALGORITHM = Path(__file__).stem
+ALGORITHM = Path(__file__).stem  # a run that is resumed must have the same
 RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  # set by torchrun
 
 # ---------------------------------------------- Args ----------------------------------------------
@@ -62,7 +62,7 @@ class Args:
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
     resume: str | None = None  # folder of a run to go on with; arguments left out are the run's
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints, which reset all
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
@@ -185,7 +185,7 @@ class Batch(NamedTuple):
     total_returns: Tensor  # R(τ) of the step's episode
 
 
-@torch.no_grad()
+@torch.no_grad()  # while it runs, not while it waits at yield
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Yield rollout after rollout: one whole episode of every environment, begun together.
 
@@ -205,8 +205,8 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             is_step.append(is_playing)
             # An environment whose episode is over waits for the others. What it does meanwhile is
             # no step, and nothing may see it: envs.env does not record it as an episode.
-            step = envs.env.step(actions[-1].reshape(envs.action_space.shape).copy())
-            next_obs, reward, terminations, truncations, _ = step
+            result = envs.env.step(actions[-1].reshape(envs.action_space.shape).copy())
+            next_obs, reward, terminations, truncations, _ = result
             rewards.append(np.where(is_playing, reward, 0.0))
             is_over = terminations | truncations | (len(obs) == args.max_episode_steps)
             is_playing = is_playing & ~is_over
@@ -228,14 +228,14 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         raw_obs, actions, *returns = (torch.tensor(x, device=args.device) for x in arrays)
         standard_obs = agent.standardize(raw_obs)
         log_probs = agent.policy(standard_obs).log_prob(actions)
-        if args.norm_obs:
+        if args.norm_obs:  # for the next rollout: this one was acted on with the old ones
             agent.obs_statistics.update(raw_obs)
         yield Batch(standard_obs, actions, log_probs, *(x.float() for x in returns))
 
 
 def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
     """What agent.policy(agent.standardize(obs)).sample() does, in NumPy: faster for so few rows."""
-    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "for other layers, call that"
+    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "other layers: use agent.policy"
     w1, b1, w2, b2, w3, b3 = (x.numpy(force=True) for x in agent.actor.parameters())
     mean, std = (x.numpy(force=True) for x in agent.obs_statistics.mean_and_std())
     action_std = None if agent.discrete else agent.log_std.exp().numpy(force=True)
@@ -273,8 +273,7 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
 
     with torch.no_grad():
         log_ratio = agent.policy(batch.obs).log_prob(batch.actions) - batch.log_probs
-    # estimates KL(π_old ‖ π_θ): joschu.net/blog/kl-approx.html
-    k3 = log_ratio.exp() - 1 - log_ratio
+    k3 = log_ratio.exp() - 1 - log_ratio  # estimates KL(π_old ‖ π): joschu.net/blog/kl-approx.html
     return {
         "policy_loss": loss.item(),
         "entropy": policy.entropy().mean().item(),
@@ -295,7 +294,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # Run may load lower ones
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -422,7 +421,7 @@ def mean_over_ranks(*tensors: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     args = tyro.cli(Args)
-    if args.resume is not None:
+    if args.resume is not None:  # once more, with the run's arguments as defaults
         args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume)["args"]))
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group()

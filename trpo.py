@@ -37,9 +37,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
 from torch.optim import Adam
 
-import gae_fast
+import gae_fast  # the folder beside this file
 
-ALGORITHM = Path(__file__).stem
+ALGORITHM = Path(__file__).stem  # a run that is resumed must have the same
 RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  # set by torchrun
 
 # ---------------------------------------------- Args ----------------------------------------------
@@ -62,7 +62,7 @@ class Args:
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
     resume: str | None = None  # folder of a run to go on with; arguments left out are the run's
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints, which reset all
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
@@ -77,11 +77,11 @@ class Args:
     num_minibatches: int = 4  # minibatches per pass
 
     def __post_init__(self) -> None:
-        half = self.num_envs * (self.num_steps // 2)  # every other step may only reset
-        limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": half}
+        fewest = self.num_envs * (self.num_steps // 2)  # steps in a rollout; the others only reset
+        limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": fewest}
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
-            least = 1 if field.type is int and field.name != "seed" else 0
+            least = {"seed": 0, "num_steps": 2}.get(field.name, int(field.type is int))
             most = limits.get(field.name, math.inf)
             if isinstance(value, (int, float)) and not least <= value <= most:
                 raise ValueError(f"{flag}: expected a number from {least} to {most}, got {value}")
@@ -195,7 +195,7 @@ class Batch(NamedTuple):
     returns: Tensor  # Â_t + V_old(s_t), the value function's target
 
 
-@torch.no_grad()
+@torch.no_grad()  # while it runs, not while it waits at yield
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Begin new episodes, and yield rollout after rollout: num_steps of every environment.
 
@@ -212,13 +212,13 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         actions, act = [], actor_in_numpy(agent, rng)
         obs[0] = obs[-1]
         for t in range(args.num_steps):
-            # The row after an episode's last only resets, so it is no step. Its observation is the
-            # last one of that episode: its value is what a truncated episode goes on with.
-            # (At t = 0, row −1 is still that of the rollout before.)
+            # The row after an episode's last step only resets, so it is no step. Its observation is
+            # the episode's last, whose value stands for the rest of an episode that was truncated.
+            # (At t = 0, row −1 is still that of the rollout before, here and in the sums below.)
             is_step[t] = ~(terminations[t - 1] | truncations[t - 1])
             actions.append(act(obs[t]))
-            step = envs.step(actions[t].reshape(envs.action_space.shape).copy())
-            obs[t + 1], rewards[t], terminations[t], truncations[t], _ = step
+            result = envs.step(actions[t].reshape(envs.action_space.shape).copy())  # theirs to keep
+            obs[t + 1], rewards[t], terminations[t], truncations[t], _ = result
         if args.norm_reward:
             rewards[~is_step] = 0.0
             for t in range(args.num_steps):
@@ -235,14 +235,14 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         targets = gae_fast.gae(rewards, values.cpu(), *ends, args.gamma, args.gae_lambda)
         advantages, returns = (torch.tensor(x, device=args.device).float() for x in targets)
         fields = (standard_obs[:-1], actions, log_probs, values[:-1], advantages, returns)
-        if args.norm_obs:
+        if args.norm_obs:  # for the next rollout: this one was acted on with the old ones
             agent.obs_statistics.update(raw_obs[:-1][kept])
         yield Batch(*(x[kept] for x in fields))
 
 
 def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
     """What agent.policy(agent.standardize(obs)).sample() does, in NumPy: faster for so few rows."""
-    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "for other layers, call that"
+    assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "other layers: use agent.policy"
     w1, b1, w2, b2, w3, b3 = (x.numpy(force=True) for x in agent.actor.parameters())
     mean, std = (x.numpy(force=True) for x in agent.obs_statistics.mean_and_std())
     action_std = None if agent.discrete else agent.log_std.exp().numpy(force=True)
@@ -297,8 +297,7 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
         nn.utils.vector_to_parameters(old_parameters, parameters)
         policy, improvement, kl = old_policy, 0.0, 0.0
     log_ratio = policy.log_prob(batch.actions) - batch.log_probs
-    # estimates KL(π_old ‖ π_θ): joschu.net/blog/kl-approx.html
-    k3 = log_ratio.exp() - 1 - log_ratio
+    k3 = log_ratio.exp() - 1 - log_ratio  # estimates KL(π_old ‖ π): joschu.net/blog/kl-approx.html
     unexplained = (batch.returns - batch.values).var(correction=0)
     unexplained /= batch.returns.var(correction=0).clamp(min=1e-8)
     return {
@@ -384,7 +383,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # Run may load lower ones
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -511,7 +510,7 @@ def mean_over_ranks(*tensors: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     args = tyro.cli(Args)
-    if args.resume is not None:
+    if args.resume is not None:  # once more, with the run's arguments as defaults
         args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume)["args"]))
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group()

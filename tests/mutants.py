@@ -190,8 +190,8 @@ MUTANTS = [
     (PPO, "above, below = ratio > 1", "above, below = ratio >= 1", "in_one_set"),
     (
         PPO,
-        "masks = partition(ratio, advantages,",
-        "masks = partition(ratio, -advantages,",
+        "partition(log_ratio.exp(), advantages,",
+        "partition(log_ratio.exp(), -advantages,",
         "rows_log",
     ),
     (

@@ -245,7 +245,8 @@ def test_tensorboard_of_a_resumed_run_has_each_step_once(monkeypatch):
 
 NAN = math.nan
 BAD_VALUES = {
-    **{name: [0, -1] for name in ("total_timesteps", "num_envs", "num_steps")},
+    **{name: [0, -1] for name in ("total_timesteps", "num_envs")},
+    "num_steps": [1, 0, -1],  # after an episode's end a rollout of 1 would have no step
     **{name: [0] for name in ("update_epochs", "value_epochs", "cg_iters", "line_search_steps")},
     **{name: [0] for name in ("max_episode_steps", "checkpoint_every")},
     "num_minibatches": [0, 25],  # of 48 steps, of which half may only reset
