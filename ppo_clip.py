@@ -7,7 +7,7 @@ favours, moving it further gains nothing. On the other side the gradient brings 
     L^CLIP(θ) = E_t[ min(r Â_t, clip(r, 1 − ε, 1 + ε) Â_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), Algorithm 1,
-with the value loss and the entropy bonus of eq. 9. Â is GAE's, as in vpg.py.
+with the value loss and the entropy bonus of eq. 9. Â is GAE's (arXiv 1506.02438, eq. 16).
 
     python ppo_clip.py --env CartPole-v1
     torchrun --nproc-per-node 2 ppo_clip.py --env HalfCheetah-v5 --norm-obs --norm-reward
@@ -38,7 +38,7 @@ from torch.optim import Adam
 
 import gae_fast  # the folder beside this file
 
-ALGORITHM = Path(__file__).stem  # a run that is resumed must have the same
+ALGORITHM = Path(__file__).stem  # a run resumes only under the same file name
 RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  # set by torchrun
 
 # ---------------------------------------------- Args ----------------------------------------------
@@ -60,8 +60,8 @@ class Args:
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to go on with; arguments left out are the run's
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
+    resume: str | None = None  # folder of a run to continue; arguments left out are the run's
+    checkpoint_every: int = 10_000  # steps of each environment per checkpoint, which restarts them
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
@@ -69,7 +69,7 @@ class Args:
     update_epochs: int = 5  # passes over each rollout
     num_minibatches: int = 4  # minibatches per pass
     clip_coef: float = 0.2  # ε: half the width of the band around ratio 1
-    form: Literal["min", "phi", "beta"] = "min"  # the clip as a min or a penalty; one gradient
+    form: Literal["min", "phi", "beta"] = "min"  # three ways to write the clip; one gradient
     norm_adv: bool = True  # standardise the advantages of each minibatch
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss, ½ (V − return)²
@@ -77,7 +77,7 @@ class Args:
     target_kl: float | None = None  # end the passes over a rollout once approx_kl exceeds this
 
     def __post_init__(self) -> None:
-        fewest = self.num_envs * (self.num_steps // 2)  # steps in a rollout; the others only reset
+        fewest = self.num_envs * (self.num_steps // 2)  # steps: half the rows may be resets
         limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": fewest}
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
@@ -165,7 +165,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for obs (…, num_obs): Categorical, or Normal with a log_std free of s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with one log_std."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -195,7 +195,7 @@ class Batch(NamedTuple):
     returns: Tensor  # Â_t + V_old(s_t), the value function's target
 
 
-@torch.no_grad()  # while it runs, not while it waits at yield
+@torch.no_grad()  # off while it waits at yield
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Begin new episodes, and yield rollout after rollout: num_steps of every environment.
 
@@ -212,8 +212,8 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         actions, act = [], actor_in_numpy(agent, rng)
         obs[0] = obs[-1]
         for t in range(args.num_steps):
-            # The row after an episode's last step only resets, so it is no step. Its observation is
-            # the episode's last, whose value stands for the rest of an episode that was truncated.
+            # After an episode's last step, envs.step ignores the action and resets: that row is no
+            # step. Its observation is the episode's last, whose value bootstraps a truncated one.
             # (At t = 0, row −1 is still that of the rollout before, here and in the sums below.)
             is_step[t] = ~(terminations[t - 1] | truncations[t - 1])
             actions.append(act(obs[t]))
@@ -231,7 +231,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         standard_obs = agent.standardize(raw_obs)
         log_probs = agent.policy(standard_obs[:-1]).log_prob(actions)
         values = agent.value(standard_obs)
-        ends = (terminations, truncations)  # both cut Â's sum; a termination drops V(s_{t+1}), too
+        ends = (terminations, truncations)  # both end Â's sum; only truncation keeps V(s_{t+1})
         targets = gae_fast.gae(rewards, values.cpu(), *ends, args.gamma, args.gae_lambda)
         advantages, returns = (torch.tensor(x, device=args.device).float() for x in targets)
         fields = (standard_obs[:-1], actions, log_probs, values[:-1], advantages, returns)
@@ -311,13 +311,13 @@ def clipped_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, args
     beta:  r Â + β log π_θ, constant β = −r Â on I_kill, 0 elsewhere   the same, Theorem 1
     """
     low, high = 1 - args.clip_coef, 1 + args.clip_coef
-    if args.form == "min":  # torch.min would halve the gradient where rounding makes a tie
+    if args.form == "min":  # torch.min halves the gradient where r Â and clip(r) Â round to a tie
         return torch.where(advantages < 0, ratio.clamp(min=low), ratio.clamp(max=high)) * advantages
     _, kill, _ = partition(ratio, advantages, args.clip_coef)
     if args.form == "phi":
         return (ratio - torch.where(kill, ratio - ratio.clamp(low, high), 0.0)) * advantages
     beta_log_probs = torch.where(kill, -ratio.detach(), 0.0) * log_probs * advantages
-    return ratio * advantages + beta_log_probs  # in r Â's order: gradients cancel to the bit
+    return ratio * advantages + beta_log_probs  # ordered as in r Â: gradients cancel exactly
 
 
 def partition(ratio: Tensor, advantages: Tensor, clip_coef: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -343,7 +343,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # Run may load lower ones
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # as given, not as annealed
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -460,7 +460,7 @@ def load_checkpoint(folder: str) -> dict[str, Any]:
 
 
 def mean_over_ranks(*tensors: Tensor) -> Tensor:
-    """Replace tensors by their means over torchrun's processes, in one message; return one."""
+    """Replace tensors by their means over torchrun's processes, all at once; return the first."""
     if WORLD_SIZE > 1:
         vector = nn.utils.parameters_to_vector(tensors)
         torch.distributed.all_reduce(vector)

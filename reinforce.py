@@ -41,7 +41,7 @@ from torch.optim import Adam
 
 import gae_fast  # the folder beside this file
 
-ALGORITHM = Path(__file__).stem  # a run that is resumed must have the same
+ALGORITHM = Path(__file__).stem  # a run resumes only under the same file name
 RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  # set by torchrun
 
 # ---------------------------------------------- Args ----------------------------------------------
@@ -61,8 +61,8 @@ class Args:
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to go on with; arguments left out are the run's
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
+    resume: str | None = None  # folder of a run to continue; arguments left out are the run's
+    checkpoint_every: int = 10_000  # steps of each environment per checkpoint, which restarts them
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
@@ -160,7 +160,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for obs (…, num_obs): Categorical, or Normal with a log_std free of s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with one log_std."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -185,7 +185,7 @@ class Batch(NamedTuple):
     total_returns: Tensor  # R(τ) of the step's episode
 
 
-@torch.no_grad()  # while it runs, not while it waits at yield
+@torch.no_grad()  # off while it waits at yield
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Yield rollout after rollout: one whole episode of every environment, begun together.
 
@@ -294,7 +294,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # Run may load lower ones
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # as given, not as annealed
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -411,7 +411,7 @@ def load_checkpoint(folder: str) -> dict[str, Any]:
 
 
 def mean_over_ranks(*tensors: Tensor) -> Tensor:
-    """Replace tensors by their means over torchrun's processes, in one message; return one."""
+    """Replace tensors by their means over torchrun's processes, all at once; return the first."""
     if WORLD_SIZE > 1:
         vector = nn.utils.parameters_to_vector(tensors)
         torch.distributed.all_reduce(vector)

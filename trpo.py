@@ -39,7 +39,7 @@ from torch.optim import Adam
 
 import gae_fast  # the folder beside this file
 
-ALGORITHM = Path(__file__).stem  # a run that is resumed must have the same
+ALGORITHM = Path(__file__).stem  # a run resumes only under the same file name
 RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  # set by torchrun
 
 # ---------------------------------------------- Args ----------------------------------------------
@@ -61,8 +61,8 @@ class Args:
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to go on with; arguments left out are the run's
-    checkpoint_every: int = 10_000  # steps of each environment between checkpoints and new episodes
+    resume: str | None = None  # folder of a run to continue; arguments left out are the run's
+    checkpoint_every: int = 10_000  # steps of each environment per checkpoint, which restarts them
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
@@ -77,7 +77,7 @@ class Args:
     num_minibatches: int = 4  # minibatches per pass
 
     def __post_init__(self) -> None:
-        fewest = self.num_envs * (self.num_steps // 2)  # steps in a rollout; the others only reset
+        fewest = self.num_envs * (self.num_steps // 2)  # steps: half the rows may be resets
         limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": fewest}
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
@@ -165,7 +165,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for obs (…, num_obs): Categorical, or Normal with a log_std free of s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with one log_std."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -195,7 +195,7 @@ class Batch(NamedTuple):
     returns: Tensor  # Â_t + V_old(s_t), the value function's target
 
 
-@torch.no_grad()  # while it runs, not while it waits at yield
+@torch.no_grad()  # off while it waits at yield
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Begin new episodes, and yield rollout after rollout: num_steps of every environment.
 
@@ -212,8 +212,8 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         actions, act = [], actor_in_numpy(agent, rng)
         obs[0] = obs[-1]
         for t in range(args.num_steps):
-            # The row after an episode's last step only resets, so it is no step. Its observation is
-            # the episode's last, whose value stands for the rest of an episode that was truncated.
+            # After an episode's last step, envs.step ignores the action and resets: that row is no
+            # step. Its observation is the episode's last, whose value bootstraps a truncated one.
             # (At t = 0, row −1 is still that of the rollout before, here and in the sums below.)
             is_step[t] = ~(terminations[t - 1] | truncations[t - 1])
             actions.append(act(obs[t]))
@@ -231,7 +231,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         standard_obs = agent.standardize(raw_obs)
         log_probs = agent.policy(standard_obs[:-1]).log_prob(actions)
         values = agent.value(standard_obs)
-        ends = (terminations, truncations)  # both cut Â's sum; a termination drops V(s_{t+1}), too
+        ends = (terminations, truncations)  # both end Â's sum; only truncation keeps V(s_{t+1})
         targets = gae_fast.gae(rewards, values.cpu(), *ends, args.gamma, args.gae_lambda)
         advantages, returns = (torch.tensor(x, device=args.device).float() for x in targets)
         fields = (standard_obs[:-1], actions, log_probs, values[:-1], advantages, returns)
@@ -383,7 +383,7 @@ def train(args: Args) -> list[dict[str, Any]]:
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # Run may load lower ones
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # as given, not as annealed
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -500,7 +500,7 @@ def load_checkpoint(folder: str) -> dict[str, Any]:
 
 
 def mean_over_ranks(*tensors: Tensor) -> Tensor:
-    """Replace tensors by their means over torchrun's processes, in one message; return one."""
+    """Replace tensors by their means over torchrun's processes, all at once; return the first."""
     if WORLD_SIZE > 1:
         vector = nn.utils.parameters_to_vector(tensors)
         torch.distributed.all_reduce(vector)

@@ -203,6 +203,7 @@ def random_agent(action_space, norm_obs=False):
 def test_acting_in_numpy_draws_from_the_policy(action_space, norm_obs):
     """20,000 draws for each observation, whose frequencies or moments are the policy's."""
     agent, obs = random_agent(action_space, norm_obs)
+    obs[-1, 0] = 100.0  # over 30 deviations from the mean
     act = ppo_clip.actor_in_numpy(agent, np.random.default_rng(0))
     assert act(obs.numpy()).dtype == agent.policy(obs).sample().numpy().dtype
     draws = torch.as_tensor(act(obs.repeat_interleave(20_000, dim=0).numpy()))
