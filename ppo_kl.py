@@ -79,8 +79,8 @@ class Args:
     max_grad_norm: float = 0.5  # bound on the norm of the gradient; inf for none
 
     def __post_init__(self) -> None:
-        fewest = self.num_envs * (self.num_steps // 2)  # steps: half the rows may be resets
-        limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": fewest}
+        fewest_steps = self.num_envs * (self.num_steps // 2)  # every other row may only reset
+        limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": fewest_steps}
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
             least = {"seed": 0, "num_steps": 2}.get(field.name, int(field.type is int))
@@ -167,7 +167,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with one log_std."""
+        """π(· | s) of standardised obs (…, num_obs): Categorical, or Normal whose std ignores s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -218,8 +218,8 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             # step. Its observation is the episode's last, whose value bootstraps a truncated one.
             # (At t = 0, row −1 is still that of the rollout before, here and in the sums below.)
             is_step[t] = ~(terminations[t - 1] | truncations[t - 1])
-            actions.append(act(obs[t]))
-            result = envs.step(actions[t].reshape(envs.action_space.shape).copy())  # theirs to keep
+            actions.append(act(obs[t]))  # envs get a copy, which they may change
+            result = envs.step(actions[t].reshape(envs.action_space.shape).copy())
             obs[t + 1], rewards[t], terminations[t], truncations[t], _ = result
         if args.norm_reward:
             rewards[~is_step] = 0.0
@@ -237,7 +237,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         targets = gae_fast.gae(rewards, values.cpu(), *ends, args.gamma, args.gae_lambda)
         advantages, returns = (torch.tensor(x, device=args.device).float() for x in targets)
         fields = (standard_obs[:-1], actions, log_probs, values[:-1], advantages, returns)
-        if args.norm_obs:  # for the next rollout: this one was acted on with the old ones
+        if args.norm_obs:  # only now: this rollout's actions were drawn with the old statistics
             agent.obs_statistics.update(raw_obs[:-1][kept])
         yield Batch(*(x[kept] for x in fields))
 
@@ -298,7 +298,7 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
             mean_over_ranks(*(x.grad for x in agent.parameters()))
             nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
             optimizer.step()
-            k3 = ratio - 1 - log_ratio  # estimates KL(π_old ‖ π_θ): joschu.net/blog/kl-approx.html
+            k3 = ratio - 1 - log_ratio  # ≈ KL(π_old ‖ π_θ): joschu.net/blog/kl-approx.html
             samples.append(torch.stack([-surrogate, value_loss, entropy, k3, *masks]).detach())
 
     # Means over the last epoch; each sample is measured before the step of its minibatch.

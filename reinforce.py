@@ -160,7 +160,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with one log_std."""
+        """π(· | s) of standardised obs (…, num_obs): Categorical, or Normal whose std ignores s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -201,7 +201,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         next_obs, _ = envs.reset()
         while is_playing.any():
             obs.append(np.array(next_obs, np.float32))
-            actions.append(act(obs[-1]))
+            actions.append(act(obs[-1]))  # envs get a copy, which they may change
             is_step.append(is_playing)
             # An environment whose episode is over waits for the others. What it does meanwhile is
             # no step, and nothing may see it: envs.env does not record it as an episode.
@@ -228,7 +228,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         raw_obs, actions, *returns = (torch.tensor(x, device=args.device) for x in arrays)
         standard_obs = agent.standardize(raw_obs)
         log_probs = agent.policy(standard_obs).log_prob(actions)
-        if args.norm_obs:  # for the next rollout: this one was acted on with the old ones
+        if args.norm_obs:  # only now: this rollout's actions were drawn with the old statistics
             agent.obs_statistics.update(raw_obs)
         yield Batch(standard_obs, actions, log_probs, *(x.float() for x in returns))
 
@@ -273,7 +273,7 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
 
     with torch.no_grad():
         log_ratio = agent.policy(batch.obs).log_prob(batch.actions) - batch.log_probs
-    k3 = log_ratio.exp() - 1 - log_ratio  # estimates KL(π_old ‖ π): joschu.net/blog/kl-approx.html
+    k3 = log_ratio.exp() - 1 - log_ratio  # ≈ KL(π_old ‖ π_θ): joschu.net/blog/kl-approx.html
     return {
         "policy_loss": loss.item(),
         "entropy": policy.entropy().mean().item(),

@@ -28,6 +28,8 @@ MUTANTS = [
     # Args: what no run could use
     (PPO, "not least <= value <= most", "not value >= least", "bad_value"),
     (PPO, '"num_steps": 2}', '"num_steps": 1}', "bad_value"),
+    (PPO, '"num_steps": 2}', '"num_steps": 3}', "smallest_values"),
+    (PPO, '{"seed": 0,', '{"seed": 1,', "smallest_values"),
     (PPO, "* (self.num_steps // 2)", "* self.num_steps", "bad_value"),
     (PPO, "            load_checkpoint(self.resume)\n", "            pass\n", "bad_value"),
     (PPO, "weights_only=True", "weights_only=False", "bad_value"),

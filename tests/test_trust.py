@@ -318,6 +318,19 @@ def test_bad_value_is_refused_by_name_and_leaves_nothing(script, capsys, monkeyp
 
 
 @each_script
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_smallest_values_make_a_run(script, env):
+    """One environment, rollouts of a step or two, one pass, and 0 where 0 is a value."""
+    ones = ("num_minibatches", "update_epochs", "value_epochs", "cg_iters", "line_search_steps")
+    zeros = ("seed", "gamma", "gae_lambda", "clip_coef", "ent_coef", "vf_coef", "cg_damping")
+    least = {"num_envs": 1, "num_steps": 2, **dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)}
+    names = {field.name for field in dataclasses.fields(script.Args)}
+    options = {name: value for name, value in least.items() if name in names}
+    rows = script.train(script.Args(env=env, total_timesteps=450, quiet=True, **options))
+    assert rows[-1]["global_step"] >= 450 and rows[-1]["episodes"] >= 2
+
+
+@each_script
 def test_command_line_that_cannot_be_parsed_is_refused(script, capsys, monkeypatch):
     cases = [["--gamma", "high"], ["--num-envs", "1.5"], ["--no-such-flag"], ["--norm-obs", "3"]]
     for argv in [*cases, ["--vectorization-mode", "x"]]:
