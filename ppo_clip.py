@@ -10,7 +10,7 @@ Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.0634
 with the value loss and the entropy bonus of eq. 9. Â is GAE's (arXiv 1506.02438, eq. 16).
 
     python ppo_clip.py --env CartPole-v1
-    torchrun --nproc-per-node 2 ppo_clip.py --env HalfCheetah-v5 --norm-obs --norm-reward
+    torchrun --nproc-per-node 2 ppo_clip.py --env HalfCheetah-v5
 """
 
 import csv
@@ -49,14 +49,14 @@ class Args:
     env: str = "CartPole-v1"  # Gymnasium environment; `module:EnvId` imports the module first
     seed: int = 1  # of all that is random: environments, networks, sampling, shuffling
     total_timesteps: int = 200_000  # steps of all environments; the last rollout may overshoot
-    num_envs: int = 32  # environments side by side; under torchrun, in each process
-    num_steps: int = 32  # steps of each environment in a rollout
+    num_envs: int = 8  # environments side by side; under torchrun, in each process
+    num_steps: int = 256  # steps of each environment in a rollout
     # how Gymnasium steps them; None: in the environment's own vector version if any, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
-    gamma: float = 0.98  # discount γ
+    gamma: float = 0.995  # discount γ
     gae_lambda: float = 0.95  # λ of generalised advantage estimation
-    norm_obs: bool = False  # standardise observations by their running mean and deviation
-    norm_reward: bool = False  # divide rewards by the running deviation of their discounted sum
+    norm_obs: bool = True  # standardise observations by their running mean and deviation
+    norm_reward: bool = True  # divide rewards by their discounted sum's deviation; clip to ±10
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
@@ -65,9 +65,9 @@ class Args:
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
-    learning_rate: float = 2e-3  # Adam's step size, for policy and value function alike
-    update_epochs: int = 5  # passes over each rollout
-    num_minibatches: int = 4  # minibatches per pass
+    learning_rate: float = 1e-3  # Adam's step size, for policy and value function alike
+    update_epochs: int = 10  # passes over each rollout
+    num_minibatches: int = 16  # minibatches per pass
     clip_coef: float = 0.2  # ε: half the width of the band around ratio 1
     form: Literal["min", "phi", "beta"] = "min"  # three ways to write the clip; one gradient
     norm_adv: bool = True  # standardise the advantages of each minibatch
@@ -224,7 +224,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             for t in range(args.num_steps):
                 discounted_sums[t] = args.gamma * discounted_sums[t - 1] * is_step[t] + rewards[t]
             agent.reward_statistics.update(torch.as_tensor(discounted_sums[is_step, None]))
-            rewards /= agent.reward_statistics.mean_and_std()[1].item()
+            rewards = (rewards / agent.reward_statistics.mean_and_std()[1].item()).clip(-10, 10)
 
         arrays = (obs, np.stack(actions), is_step)
         raw_obs, actions, kept = (torch.tensor(x, device=args.device) for x in arrays)

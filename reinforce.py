@@ -57,7 +57,7 @@ class Args:
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.98  # discount γ
     norm_obs: bool = False  # standardise observations by their running mean and deviation
-    norm_reward: bool = False  # divide rewards by the running deviation of their discounted sum
+    norm_reward: bool = False  # divide rewards by their discounted sum's deviation; clip to ±10
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
@@ -220,7 +220,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             for t in range(len(rewards)):
                 discounted_sums[t] = args.gamma * discounted_sums[t - 1] + rewards[t]
             agent.reward_statistics.update(torch.as_tensor(discounted_sums[is_step, None]))
-            rewards /= agent.reward_statistics.mean_and_std()[1].item()
+            rewards = (rewards / agent.reward_statistics.mean_and_std()[1].item()).clip(-10, 10)
 
         rewards_to_go = gae_fast.rewards_to_go(rewards, np.zeros_like(is_step), args.gamma)
         total_returns = np.broadcast_to(rewards_to_go[0], rewards.shape)

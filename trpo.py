@@ -50,15 +50,15 @@ class Args:
     env: str = "CartPole-v1"  # Gymnasium environment; `module:EnvId` imports the module first
     seed: int = 1  # of all that is random: environments, networks, sampling, shuffling
     total_timesteps: int = 200_000  # steps of all environments; the last rollout may overshoot
-    num_envs: int = 32  # environments side by side; under torchrun, in each process
-    num_steps: int = 128  # steps of each environment in a rollout
+    num_envs: int = 8  # environments side by side; under torchrun, in each process
+    num_steps: int = 256  # steps of each environment in a rollout
     # how Gymnasium steps them; None: in the environment's own vector version if any, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
-    gamma: float = 0.98  # discount γ
+    gamma: float = 0.995  # discount γ
     gae_lambda: float = 0.95  # λ of generalised advantage estimation
-    norm_obs: bool = False  # standardise observations by their running mean and deviation
-    norm_reward: bool = False  # divide rewards by the running deviation of their discounted sum
-    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
+    norm_obs: bool = True  # standardise observations by their running mean and deviation
+    norm_reward: bool = True  # divide rewards by their discounted sum's deviation; clip to ±10
+    anneal_lr: bool = False  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
     resume: str | None = None  # folder of a run to continue; arguments left out are the run's
@@ -67,14 +67,14 @@ class Args:
     quiet: bool = False  # show no progress bar and no closing line
 
     target_kl: float = 0.01  # δ: bound on the mean KL divergence of one step
-    cg_iters: int = 10  # conjugate-gradient iterations
+    cg_iters: int = 15  # conjugate-gradient iterations
     cg_damping: float = 0.1  # multiple of the identity added to H, which may be singular
     line_search_steps: int = 10  # step lengths tried before the policy is left as it was
     line_search_decay: float = 0.8  # α: ratio of each step length to the one tried before
     norm_adv: bool = True  # standardise the advantages of each rollout
-    value_learning_rate: float = 3e-3  # Adam's step size for the value function
+    value_learning_rate: float = 1e-3  # Adam's step size for the value function
     value_epochs: int = 10  # passes over each rollout that fit the value function
-    num_minibatches: int = 4  # minibatches per pass
+    num_minibatches: int = 16  # minibatches per pass
 
     def __post_init__(self) -> None:
         fewest_steps = self.num_envs * (self.num_steps // 2)  # every other row may only reset
@@ -224,7 +224,7 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             for t in range(args.num_steps):
                 discounted_sums[t] = args.gamma * discounted_sums[t - 1] * is_step[t] + rewards[t]
             agent.reward_statistics.update(torch.as_tensor(discounted_sums[is_step, None]))
-            rewards /= agent.reward_statistics.mean_and_std()[1].item()
+            rewards = (rewards / agent.reward_statistics.mean_and_std()[1].item()).clip(-10, 10)
 
         arrays = (obs, np.stack(actions), is_step)
         raw_obs, actions, kept = (torch.tensor(x, device=args.device) for x in arrays)

@@ -191,6 +191,8 @@ SIZES = {
     ppo_clip: {"num_envs": 4, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4},
     trpo: {"num_envs": 8, "num_steps": 256, "num_minibatches": 16, "cg_iters": 15},
 }
+for sizes in SIZES.values():
+    sizes |= {"norm_obs": False, "norm_reward": False}
 
 
 def speeds(script: ModuleType, options: dict[str, Any], seed: int) -> list[float]:

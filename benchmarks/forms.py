@@ -52,7 +52,7 @@ all_equal = True
 for seed in range(1, args.seeds + 1):
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         # PPO-KL normalises rewards by default, PPO-Clip does not.
-        own = ["--env", args.env, "--seed", str(seed), "--quiet", "--no-norm-reward"]
+        own = ["--env", args.env, "--seed", str(seed), "--quiet"]
         own += shlex.split(args.options)
         commands = [
             [sys.executable, ROOT / x[0], *x[1:], *own, "--run-dir", f"{folder}/{k}"]

@@ -7,12 +7,14 @@ that solving took.
     PYTHON benchmarks/peers.py rlox-vpg  (and rlox-trpo) likewise; these fit their critic to all of
                                          a rollout at once
     PYTHON benchmarks/peers.py sb3-solve SEED
+    PYTHON benchmarks/peers.py defaults  ppo|trpo|a2c ENV STEPS SEED
 
-PYTHON is that of an environment with the package in it. throughput.py and solve.py run this;
-nothing of ours is imported. One torch thread. What is timed is the training alone: imports and the
-making of agents are left out. EPOCHS are those of the critic in TRPO and VPG. sb3-solve trains PPO
-on CartPole-v1 with the settings that RL Zoo has tuned for it until the mean of the last 100
-episodes is 475.
+PYTHON is that of an environment with the package in it. throughput.py, solve.py and defaults.py run
+this; nothing of ours is imported. One torch thread. What is timed is the training alone: imports
+and the making of agents are left out. EPOCHS are those of the critic in TRPO and VPG. sb3-solve
+trains PPO on CartPole-v1 with the settings that RL Zoo has tuned for it until the mean of the last
+100 episodes is 475. defaults trains with what the library sets by itself and prints a line for each
+episode: the steps taken when it ended, and its return.
 """
 
 import math
@@ -113,10 +115,31 @@ def solve(seed: int) -> float:
     return model.num_timesteps if callback.solved else math.inf
 
 
+def train_with_defaults(algorithm: str, env: str, steps: int, seed: int) -> None:
+    """Train Stable-Baselines3's PPO or A2C or sb3-contrib's TRPO; print steps and returns."""
+    import sb3_contrib
+    import stable_baselines3
+    from stable_baselines3.common.env_util import make_vec_env
+
+    envs = make_vec_env(env, n_envs=1, seed=seed)  # in a Monitor, which keeps the returns
+    package = sb3_contrib if algorithm == "trpo" else stable_baselines3
+    make = getattr(package, algorithm.upper())
+    make("MlpPolicy", envs, seed=seed, device="cpu").learn(steps)
+    (monitor,) = envs.envs
+    steps_taken = 0
+    lengths, returns = monitor.get_episode_lengths(), monitor.get_episode_rewards()
+    for length, episodic_return in zip(lengths, returns):
+        steps_taken += length
+        print(steps_taken, episodic_return)
+
+
 torch.set_num_threads(1)
 kind, *arguments = sys.argv[1:]
 if kind == "sb3-solve":
     print(solve(int(arguments[0])))
+elif kind == "defaults":
+    algorithm, env, steps, seed = arguments
+    train_with_defaults(algorithm, env, int(steps), int(seed))
 else:
     package, algorithm = kind.split("-")
     env, (num_envs, num_steps, num_minibatches, epochs, steps, seed) = (

@@ -34,7 +34,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SIZES = "--gamma 0.99 --num-envs {} --num-steps {} --num-minibatches {}"
+SIZES = "--no-norm-obs --no-norm-reward --gamma 0.99"
+SIZES += " --num-envs {} --num-steps {} --num-minibatches {}"
 PPO = f"{SIZES} --update-epochs {{}} --learning-rate 2.5e-4"
 CRITIC = f"{SIZES} --value-epochs {{}} --value-learning-rate 1e-3"
 SYNC = "--vectorization-mode sync"

@@ -39,6 +39,7 @@ print(numpy.mean(returns), model.num_timesteps / seconds)
 # Of each environment: the steps in all, the peer's environments and settings, and what of them is
 # its own in our words. The line search, δ and the standardised advantages are the same anyway.
 COMMON = "--no-anneal-lr --gamma 0.99 --value-learning-rate 0.001 --cg-iters 15"
+COMMON += " --no-norm-obs --no-norm-reward"
 TUNED = "dict(n_steps=512, batch_size=512, cg_damping=1e-3, gae_lambda=0.98, n_critic_updates=20)"
 SAME_AS_TUNED = "--num-envs 2 --num-steps 512 --num-minibatches 2 --value-epochs 20"
 SAME_AS_TUNED += " --gae-lambda 0.98 --cg-damping 0.001"

@@ -130,7 +130,7 @@ def test_folder_holds_the_run(script, monkeypatch):
 
 @each_script
 def test_learning_rate_falls_to_nothing_or_stays(script):
-    rows = script.train(arguments(script, run_dir="a"))
+    rows = script.train(arguments(script, run_dir="a", anneal_lr=True))
     rates = [row["learning_rate"] for row in rows]
     for rate, step in zip(rates, [0, *(row["global_step"] for row in rows)]):
         assert rate == pytest.approx(rates[0] * (1 - step / 600))
@@ -229,6 +229,7 @@ def test_truncation_bootstraps_and_termination_does_not(name, ending):
     options = {"num_envs": 4, "num_steps": 32, "total_timesteps": 12_000, "gamma": 0.9}
     rates = [x.name for x in dataclasses.fields(script.Args) if x.name.endswith("learning_rate")]
     options |= {"run_dir": "run", "gae_lambda": 1.0, rates[-1]: 1e-2}
+    options |= {"norm_obs": False, "norm_reward": False}
     script.train(arguments(script, env=f"toys:OneState{ending}-v0", **options))
     finite_sum = sum(sum(0.9**k for k in range(left)) for left in (1, 2, 3, 4)) / 4
     expected = 1 / (1 - 0.9) if ending == "Truncated" else finite_sum

@@ -83,7 +83,8 @@ def test_advantages_are_those_of_the_definition(name):
 
 def test_batch_holds_each_real_step_once_and_episodes_are_whole():
     """Drift's environment n has episodes of 3 + n steps, then a row that only resets."""
-    envs, _, batches = start(Args(env="toys:Drift-v0", num_envs=4, num_steps=7))
+    options = {"num_envs": 4, "num_steps": 7, "num_minibatches": 4, "norm_obs": False}
+    envs, _, batches = start(Args(env="toys:Drift-v0", **options))
     age = torch.cat([next(batches).obs[:, 1] for _ in range(30)])
     assert len(age) == toys.Drift.steps
     assert envs.episode_count == sum(30 * 7 // (4 + n) for n in range(4))
@@ -298,7 +299,8 @@ def test_one_step_is_adam_on_the_loss_of_the_paper(env, norm_adv):
 
 
 def test_target_kl_ends_the_epochs():
-    args = Args(num_envs=4, num_steps=32, update_epochs=10, learning_rate=0.01)
+    options = {"num_envs": 4, "num_steps": 32, "num_minibatches": 4, "update_epochs": 10}
+    args = Args(learning_rate=0.01, **options)
     steps = {}
     for target_kl in (None, 1e-9):
         _, agent, batches = start(args)

@@ -99,7 +99,8 @@ def test_update_changes_an_adaptive_beta_alone_and_after_its_steps(penalty):
 
 def test_adaptive_beta_follows_the_logged_kl_once_a_rollout_and_over_a_resume():
     """The checkpoint has the β of the rollout to come, with which a resumed run goes on."""
-    rows = train(Args(run_dir="run", beta=0.25, total_timesteps=30_000, quiet=True))
+    options = {"num_steps": 64, "num_minibatches": 4, "total_timesteps": 30_000, "quiet": True}
+    rows = train(Args(run_dir="run", beta=0.25, **options))
     assert rows[0]["beta"] == 0.25
     checkpoint = load_checkpoint("run")
     last = ppo_kl.adapted(rows[-1]["beta"], rows[-1]["kl"], 0.01)

@@ -122,6 +122,7 @@ def test_value_loss_is_that_of_the_last_pass():
 def first_step_advantages(gae_lambda):
     """Â of the first step of 4,000 episodes of Delayed under a critic of zeros, and the actions."""
     options = {"env": "toys:Delayed-v0", "num_envs": 4000, "num_steps": 6, "gamma": 0.9}
+    options |= {"norm_obs": False, "norm_reward": False}
     args = Args(gae_lambda=gae_lambda, **options)
     torch.manual_seed(args.seed)
     envs = make_envs(args.env, args.num_envs)
@@ -157,6 +158,7 @@ def test_lambda_trades_bias_for_variance():
 def test_ends_of_lambda_are_td_error_and_return_minus_value(gae_lambda):
     """An episode of 3 steps, which a termination ends, and a row that resets."""
     options = {"env": "toys:Drift-v0", "num_envs": 1, "num_steps": 4, "num_minibatches": 1}
+    options |= {"norm_obs": False, "norm_reward": False}
     args = Args(gae_lambda=gae_lambda, gamma=0.9, **options)
     _, batch = start(args)
     rewards = batch.obs[:, 0] + 0.2 * batch.actions - 0.1

@@ -1,0 +1,250 @@
+"""Train our scripts and their peers, all with their defaults, on nine kinds of task, and write
+results/defaults.md and results/defaults.png.
+
+    python benchmarks/defaults.py
+    python benchmarks/defaults.py --programs ppo_clip.py "SB3 PPO" --tasks LunarLander-v3
+    python benchmarks/defaults.py --seeds 0     # runs nothing, writes the page anew
+
+Peers are Stable-Baselines3's PPO and A2C and sb3-contrib's TRPO, in an environment of their own,
+which results/throughput.md says how to make. A run has 200,000 steps. Its return is the mean of the
+last 100 training episodes, the environment's own, undiscounted. Chance is a policy that draws
+actions uniformly.
+
+results/defaults.csv keeps a line for each run, with its return after each 10,000 steps. A run that
+has one is not made again, unless its script has changed in more than comments and docstrings. So
+this goes on where it was stopped. Two runs at a time, one thread each; 405 runs take some hours.
+"""
+
+import argparse
+import ast
+import csv
+import hashlib
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results/defaults.csv"
+STEPS = 200_000
+GRID = range(10_000, STEPS + 1, 10_000)
+TASKS = [
+    "CartPole-v1",
+    "Acrobot-v1",
+    "MountainCarContinuous-v0",
+    "Pendulum-v1",
+    "LunarLander-v3",
+    "InvertedPendulum-v5",
+    "InvertedDoublePendulum-v5",
+    "Hopper-v5",
+    "HalfCheetah-v5",
+]
+PEER_OF = {"ppo_clip.py": "SB3 PPO", "ppo_kl.py": "SB3 PPO", "trpo.py": "sb3-contrib TRPO"}
+PEER_OF |= {"vpg.py": "SB3 A2C"}
+OURS, PEERS = [*PEER_OF, "reinforce.py"], [*dict.fromkeys(PEER_OF.values())]
+COLUMNS = ["ppo_clip.py", "ppo_kl.py", "SB3 PPO", "trpo.py", "sb3-contrib TRPO", "vpg.py"]
+COLUMNS += ["SB3 A2C", "reinforce.py", "chance"]
+
+
+def fingerprint(program: str) -> str:
+    """What tells whether a script has changed: a hash of its statements."""
+    if program not in OURS:
+        return ""
+    tree = ast.parse((ROOT / program).read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            if ast.get_docstring(node) is not None:
+                del node.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]
+
+
+def our_run(program: str, task: str, seed: int) -> list[float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / program, "--env", task, "--seed", str(seed), "--quiet"]
+        steps = ["--total-timesteps", str(STEPS)]
+        subprocess.run([*command, *steps, "--run-dir", f"{folder}/run"], check=True)
+        rows = np.genfromtxt(f"{folder}/run/metrics.csv", delimiter=",", names=True)
+    return curve(rows["global_step"], rows["episodic_return"])
+
+
+def peer_run(python: str, program: str, task: str, seed: int) -> list[float]:
+    algorithm = program.split()[-1].lower()
+    command = [python, ROOT / "benchmarks/peers.py", "defaults", algorithm, task, STEPS, seed]
+    run = subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE, text=True)
+    steps, returns = np.loadtxt(run.stdout.splitlines(), ndmin=2).T
+    return curve(steps, [returns[max(0, i - 99) : i + 1].mean() for i in range(len(returns))])
+
+
+def curve(steps, returns) -> list[float]:
+    """The last return at or before each step of the grid; its last is that at the run's end."""
+    latest = np.searchsorted(steps, GRID, side="right") - 1
+    latest[-1] = len(steps) - 1
+    return [float(returns[i]) if i >= 0 else np.nan for i in latest]
+
+
+def chance(task: str, seed: int) -> list[float]:
+    """Mean return of 100 episodes of uniformly drawn actions."""
+    env = gymnasium.make(task)
+    env.action_space.seed(seed)
+    returns = []
+    for episode in range(100):
+        env.reset(seed=1000 * seed + episode)
+        rewards, is_over = 0.0, False
+        while not is_over:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            rewards, is_over = rewards + float(reward), terminated or truncated
+        returns.append(rewards)
+    return [float(np.mean(returns))] * len(GRID)
+
+
+def read() -> dict[tuple[str, str, int], dict[str, str]]:
+    """The runs made so far, by task, program and seed, without those of changed scripts."""
+    if not RESULTS.exists():
+        return {}
+    with open(RESULTS, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["text"] == fingerprint(row["program"])]
+    return {(row["task"], row["program"], int(row["seed"])): row for row in rows}
+
+
+def make(python: str, task: str, program: str, seed: int) -> None:
+    start, text = time.perf_counter(), fingerprint(program)
+    try:
+        if program == "chance":
+            returns = chance(task, seed)
+        elif program in OURS:
+            returns = our_run(program, task, seed)
+        else:
+            returns = peer_run(python, program, task, seed)
+    except subprocess.CalledProcessError as error:
+        print(f"failed: {task} {program} {seed}: {error}", flush=True)
+        return
+    seconds = f"{time.perf_counter() - start:.1f}"
+    is_new = not RESULTS.exists()
+    with open(RESULTS, "a", newline="") as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow(["task", "program", "seed", "text", "seconds", *GRID])
+        writer.writerow([task, program, seed, text, seconds, *(f"{x:.5g}" for x in returns)])
+    print(f"{task} {program} {seed}: {returns[-1]:.1f} in {seconds} s", flush=True)
+
+
+def finite_mean(rows: list[dict[str, str]], column: int) -> float:
+    values = np.array([float(row[str(column)]) for row in rows])
+    return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else np.nan
+
+
+def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
+    last = {key: [float(row[str(STEPS)]) for row in rows] for key, rows in runs.items()}
+
+    def cell(task: str, program: str) -> str:
+        returns = last.get((task, program))
+        if not returns:
+            return ""
+        digits = 0 if max(abs(x) for x in returns) >= 100 else 1
+        mean, deviation = np.mean(returns), np.std(returns, ddof=1) if len(returns) > 1 else np.nan
+        return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+
+    def compared(task: str, program: str) -> str:
+        ours, peer = last.get((task, program)), last.get((task, PEER_OF[program]))
+        if not ours or not peer or (task, "chance") not in last:
+            return ""
+        base = np.mean(last[task, "chance"])
+        gain = (np.mean(ours) - base) / (np.mean(peer) - base)
+        return f"{'ahead' if np.mean(ours) >= np.mean(peer) else 'behind'}, {gain:.2f}"
+
+    def table(header: list[str], rows: list[list[str]]) -> str:
+        ruler = ["---", *["---:"] * (len(header) - 1)]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ruler, *rows])
+
+    returns = [[task, *(cell(task, x) for x in COLUMNS)] for task in TASKS]
+    ahead = [[task, *(compared(task, x) for x in PEER_OF)] for task in TASKS]
+    seconds = [[task] for task in TASKS]
+    for row in seconds:
+        for program in COLUMNS[:-1]:
+            times = [float(run["seconds"]) for run in runs.get((row[0], program), [])]
+            row.append(f"{np.median(times):.0f}" if times else "")
+    seeds = [
+        [task, program, " ".join(f"{x:.4g}" for x in last[task, program])]
+        for task in TASKS
+        for program in COLUMNS[:-1]
+        if (task, program) in last
+    ]
+    return f"""# Ours and the peers, all with their defaults
+
+`python benchmarks/defaults.py` trains every program for {STEPS:,} steps on each task with each of
+five seeds, and writes this page. Returns are means of the last 100 training episodes, ± one
+standard deviation over the seeds. Chance draws actions uniformly. Why our defaults have these
+values stands in [default_values.md](default_values.md).
+
+![Learning curves of all programs, a panel a task](defaults.png)
+
+{table(["task", *COLUMNS], returns)}
+
+Who is ahead of its peer (SB3 is Stable-Baselines3), and its gain over chance as a multiple of the
+peer's:
+
+{table(["task", *(f"{x} : {PEER_OF[x]}" for x in PEER_OF)], ahead)}
+
+Seconds of a whole process, medians, two processes at a time on two cores:
+
+{table(["task", *COLUMNS[:-1]], seconds)}
+
+Every seed, in the seeds' order:
+
+{table(["task", "program", "returns"], seeds)}
+"""
+
+
+def draw(runs: dict[tuple[str, str], list[dict[str, str]]]) -> Figure:
+    figure = Figure(figsize=(11, 10), layout="constrained")
+    for task, panel in zip(TASKS, figure.subplots(3, 3).flat):
+        for program in COLUMNS[:-1]:
+            rows = runs.get((task, program), [])
+            color = f"C{[*OURS].index(program)}" if program in OURS else None
+            if program in PEERS:  # of the colour of the script that is its match, and dashed
+                color = f"C{OURS.index([x for x in PEER_OF if PEER_OF[x] == program][0])}"
+            means = [finite_mean(rows, column) if rows else np.nan for column in GRID]
+            panel.plot(GRID, means, "--" if program in PEERS else "-", color=color, label=program)
+        panel.set_title(task, fontsize="medium")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.3)
+        panel.xaxis.set_major_formatter(lambda x, _: f"{x / 1000:.0f}k")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    figure.supxlabel("environment steps")
+    figure.supylabel("return, mean over seeds")
+    return figure
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--programs", nargs="+", choices=COLUMNS, default=COLUMNS)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 1 to this")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument(
+        "--python",
+        default=str(ROOT / ".peers/sb3/bin/python"),
+        help="the Python that has the peers",
+    )
+    args = parser.parse_args()
+    done = read()
+    pool = ThreadPoolExecutor(args.jobs)
+    for seed in range(1, args.seeds + 1):
+        for task in args.tasks:
+            for program in args.programs:
+                if (task, program, seed) not in done:
+                    pool.submit(make, args.python, task, program, seed)
+    pool.shutdown()
+    runs: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for (task, program, _), row in sorted(read().items()):
+        runs.setdefault((task, program), []).append(row)
+    (ROOT / "results/defaults.md").write_text(page(runs))
+    draw(runs).savefig(ROOT / "results/defaults.png", dpi=100)
