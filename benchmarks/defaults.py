@@ -162,6 +162,7 @@ def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
         ruler = ["---", *["---:"] * (len(header) - 1)]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ruler, *rows])
 
+    made = sum(map(len, last.values()))
     returns = [[task, *(cell(task, x) for x in COLUMNS)] for task in TASKS]
     ahead = [[task, *(compared(task, x) for x in PEER_OF)] for task in TASKS]
     seconds = [[task] for task in TASKS]
@@ -178,7 +179,7 @@ def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
     return f"""# Ours and the peers, all with their defaults
 
 `python benchmarks/defaults.py` trains every program for {STEPS:,} steps on each task with each of
-five seeds, and writes this page. Returns are means of the last 100 training episodes, ± one
+five seeds, and writes this page. {made} of {len(TASKS) * len(COLUMNS) * 5} runs are made so far. Returns are means of the last 100 training episodes, ± one
 standard deviation over the seeds. Chance draws actions uniformly. Why our defaults have these
 values stands in [default_values.md](default_values.md).
 
