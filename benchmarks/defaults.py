@@ -147,8 +147,9 @@ def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
         if not returns:
             return ""
         digits = 0 if max(abs(x) for x in returns) >= 100 else 1
-        mean, deviation = np.mean(returns), np.std(returns, ddof=1) if len(returns) > 1 else np.nan
-        return f"{mean:.{digits}f} ± {deviation:.{digits}f}"
+        if len(returns) == 1:
+            return f"{returns[0]:.{digits}f}"
+        return f"{np.mean(returns):.{digits}f} ± {np.std(returns, ddof=1):.{digits}f}"
 
     def compared(task: str, program: str) -> str:
         ours, peer = last.get((task, program)), last.get((task, PEER_OF[program]))
@@ -179,9 +180,10 @@ def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
     return f"""# Ours and the peers, all with their defaults
 
 `python benchmarks/defaults.py` trains every program for {STEPS:,} steps on each task with each of
-five seeds, and writes this page. {made} of {len(TASKS) * len(COLUMNS) * 5} runs are made so far. Returns are means of the last 100 training episodes, ± one
-standard deviation over the seeds. Chance draws actions uniformly. Why our defaults have these
-values stands in [default_values.md](default_values.md).
+five seeds, and writes this page. {made} of {len(TASKS) * len(COLUMNS) * 5} runs are made so far.
+Returns are means of the last 100 training episodes, ± one standard deviation over the seeds. Chance
+draws actions uniformly. Why our defaults have these values stands in
+[default_values.md](default_values.md).
 
 ![Learning curves of all programs, a panel a task](defaults.png)
 
