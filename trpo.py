@@ -11,7 +11,7 @@ natural gradient H⁻¹g. A line search shortens it until the surrogate improves
 Schulman et al. 2015, "Trust Region Policy Optimization" (arXiv 1502.05477), eq. 14 and Appendix C.
 
     python trpo.py --env CartPole-v1
-    torchrun --nproc-per-node 2 trpo.py --env CartPole-v1 --num-envs 16
+    torchrun --nproc-per-node 2 trpo.py --env CartPole-v1 --num-envs 4
 """
 
 import csv

@@ -16,7 +16,7 @@ fitted to discounted sums of rewards, here to Â + V_old).
 
     python vpg.py --env CartPole-v1
     python vpg.py --env InvertedPendulum-v5 --vectorization-mode async
-    torchrun --nproc-per-node 2 vpg.py --env CartPole-v1 --num-envs 16
+    torchrun --nproc-per-node 2 vpg.py --env CartPole-v1 --num-envs 4
 """
 
 import csv

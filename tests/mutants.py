@@ -43,6 +43,7 @@ MUTANTS = [
     (PPO, "raw_obs[:-1][kept]", "raw_obs[:-1].flatten(0, 1)", "no_steps_reach"),
     (PPO, "ends = (terminations,", "ends = (terminations | truncations,", "truncation_boot"),
     (PPO, "ends = (terminations,", "ends = (terminations & False,", "truncation_boot"),
+    (PPO, ".item()).clip(-10, 10)", ".item())", "rewards_are_at_most_10"),
     (PPO, "discounted_sums[t - 1] * is_step[t]", "discounted_sums[t - 1]", "normalised_rewards"),
     (PPO, "discounted_sums[t - 1]", "discounted_sums[max(t - 1, 0)]", "normalised_rewards"),
     (PPO, "agent.policy(standard_obs[:-1])", "agent.policy(standard_obs[1:])", "stored_log_probs"),

@@ -143,6 +143,25 @@ def test_normalised_rewards_are_divided_by_the_deviation_of_each_episodes_discou
     assert len(sums) < 3 * 75 and agent.reward_statistics.sums[0, 0] == pytest.approx(len(sums))
 
 
+class RarePayer(Payer):
+    """Pays 1, with either sign, once in 300 steps, and nothing else."""
+
+    def step(self, actions):
+        obs, _, *others = super().step(actions)
+        is_paid = np.arange(self.num_envs) == len(self.paid) - 150
+        return obs, is_paid * [1.0, -1.0], *others
+
+
+def test_normalised_rewards_are_at_most_10():
+    """The deviation of rare rewards is small, so that they would be larger."""
+    args = Args(num_steps=300, num_envs=2, norm_reward=True, gae_lambda=0.0, gamma=0.5)
+    envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(RarePayer(2))
+    agent = Agent(Payer.single_observation_space, Payer.single_action_space, norm_obs=False)
+    torch.nn.init.zeros_(agent.critic[-1].weight)
+    advantages = next(rollouts(envs, agent, args, iteration=0)).advantages
+    assert sorted(advantages[advantages != 0].tolist()) == [-10.0, 10.0]
+
+
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.floats(-10, 10), st.floats(0.1, 10))
 def test_running_statistics_are_those_of_all_rows_together(sizes, shift, scale):
     generator = torch.Generator().manual_seed(len(sizes))
