@@ -114,6 +114,7 @@ MUTANTS = [
     (REINFORCE, "is_playing = is_playing & ~is_over", "is_playing = ~is_over", "one_whole_episode"),
     (REINFORCE, "np.where(is_playing, reward, 0.0)", "reward", "one_whole_episode"),
     (REINFORCE, "envs.env.step(", "envs.step(", "one_whole_episode"),
+    (REINFORCE, ".item()).clip(-10, 10)", ".item())", "rewards_are_at_most_10"),
     (
         REINFORCE,
         "batch.rewards_to_go if args",

@@ -2,6 +2,7 @@
 
 import itertools
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -227,6 +228,22 @@ def test_normalised_rewards_restart_with_each_episode():
     to_go = torch.tensor([1.875, 1.75, 1.5, 1.0]).repeat_interleave(2) / std
     torch.testing.assert_close(batch.rewards_to_go, to_go)
     assert list(envs.return_queue) == [4.0] * 6  # raw
+
+
+class LastPays(gymnasium.vector.VectorWrapper):
+    def step(self, actions):
+        obs, _, terminations, *others = self.env.step(actions)
+        return obs, terminations * [1.0, -1.0], terminations, *others
+
+
+def test_normalised_rewards_are_at_most_10():
+    """The deviation of rare rewards is small, so that they would be larger."""
+    args = Args(env="toys:OneStateTerminated-v0", num_envs=2, gamma=0.5, norm_reward=True)
+    envs, _, episodes = start(args)
+    for env in envs.unwrapped.envs:
+        env.unwrapped.terminate_after = 400
+    envs.env = LastPays(envs.env)
+    assert next(episodes).rewards_to_go[-2:].tolist() == [10.0, -10.0]
 
 
 def test_optimizer_follows_the_gradient_of_all_parameters():
