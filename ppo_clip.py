@@ -65,9 +65,9 @@ class Args:
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
-    learning_rate: float = 1.5e-3  # Adam's step size, for policy and value function alike
+    learning_rate: float = 2e-3  # Adam's step size, for policy and value function alike
     update_epochs: int = 10  # passes over each rollout
-    num_minibatches: int = 16  # minibatches per pass
+    num_minibatches: int = 8  # minibatches per pass
     clip_coef: float = 0.2  # ε: half the width of the band around ratio 1
     form: Literal["min", "phi", "beta"] = "min"  # three ways to write the clip; one gradient
     norm_adv: bool = True  # standardise the advantages of each minibatch

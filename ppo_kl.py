@@ -66,9 +66,9 @@ class Args:
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and no closing line
 
-    learning_rate: float = 1.5e-3  # Adam's step size, for policy and value function alike
+    learning_rate: float = 2e-3  # Adam's step size, for policy and value function alike
     update_epochs: int = 10  # passes over each rollout
-    num_minibatches: int = 16  # minibatches per pass
+    num_minibatches: int = 8  # minibatches per pass
     penalty: Literal["adaptive", "fixed", "per-sample"] = "adaptive"  # how β is set
     beta: float = 1.0  # β: price of a unit of divergence, at first; not for per-sample
     target_kl: float = 0.02  # d_targ: the mean divergence that an adaptive β aims at

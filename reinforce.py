@@ -51,12 +51,12 @@ RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  #
 class Args:
     env: str = "CartPole-v1"  # Gymnasium environment; `module:EnvId` imports the module first
     seed: int = 1  # of all that is random: environments, networks, sampling, shuffling
-    total_timesteps: int = 300_000  # steps of all environments; the last rollout may overshoot
+    total_timesteps: int = 200_000  # steps of all environments; the last rollout may overshoot
     num_envs: int = 16  # environments side by side; under torchrun, in each process
     # how Gymnasium steps them; None: in the environment's own vector version if any, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.98  # discount γ
-    norm_obs: bool = False  # standardise observations by their running mean and deviation
+    norm_obs: bool = True  # standardise observations by their running mean and deviation
     norm_reward: bool = False  # divide rewards by their discounted sum's deviation; clip to ±10
     anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower

@@ -51,7 +51,6 @@ print("| --- |" + " ---: |" * 6)
 all_equal = True
 for seed in range(1, args.seeds + 1):
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        # PPO-KL normalises rewards by default, PPO-Clip does not.
         own = ["--env", args.env, "--seed", str(seed), "--quiet"]
         own += shlex.split(args.options)
         commands = [
