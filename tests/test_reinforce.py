@@ -162,7 +162,7 @@ def test_every_environment_gives_one_whole_episode_and_nothing_behind_it():
 
     The first environment ends another episode while it waits for the last one, which no queue sees.
     """
-    args = Args(env="toys:Drift-v0", num_envs=5, gamma=0.9)
+    args = Args(env="toys:Drift-v0", num_envs=5, gamma=0.9, norm_obs=False)
     envs, _, episodes = start(args)
     for iteration in range(1, 4):
         batch = next(episodes)
