@@ -72,9 +72,9 @@ class Args:
     line_search_steps: int = 10  # step lengths tried before the policy is left as it was
     line_search_decay: float = 0.8  # α: ratio of each step length to the one tried before
     norm_adv: bool = True  # standardise the advantages of each rollout
-    value_learning_rate: float = 1e-3  # Adam's step size for the value function
+    value_learning_rate: float = 2e-3  # Adam's step size for the value function
     value_epochs: int = 10  # passes over each rollout that fit the value function
-    num_minibatches: int = 16  # minibatches per pass
+    num_minibatches: int = 8  # minibatches per pass
 
     def __post_init__(self) -> None:
         fewest_steps = self.num_envs * (self.num_steps // 2)  # every other row may only reset
