@@ -10,7 +10,7 @@ Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.0634
 with the value loss and the entropy bonus of eq. 9. Â is GAE's (arXiv 1506.02438, eq. 16).
 
     python ppo_clip.py --env CartPole-v1
-    torchrun --nproc-per-node 2 ppo_clip.py --env HalfCheetah-v5
+    torchrun --nproc-per-node 2 ppo_clip.py --env HalfCheetah-v5 --num-envs 4
 """
 
 import csv
@@ -55,9 +55,9 @@ class Args:
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.995  # discount γ
     gae_lambda: float = 0.95  # λ of generalised advantage estimation
-    norm_obs: bool = True  # standardise observations by their running mean and deviation
-    norm_reward: bool = True  # divide rewards by their discounted sum's deviation; clip to ±10
-    anneal_lr: bool = True  # lower the learning rate linearly to 0 over the run
+    norm_obs: bool = True  # standardise observations by running mean and deviation; clip to ±10
+    norm_reward: bool = True  # divide rewards by the running deviation of returns; clip to ±10
+    anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
     resume: str | None = None  # folder of a run to continue; arguments left out are the run's

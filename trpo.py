@@ -56,9 +56,9 @@ class Args:
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.995  # discount γ
     gae_lambda: float = 0.95  # λ of generalised advantage estimation
-    norm_obs: bool = True  # standardise observations by their running mean and deviation
-    norm_reward: bool = True  # divide rewards by their discounted sum's deviation; clip to ±10
-    anneal_lr: bool = False  # lower the learning rate linearly to 0 over the run
+    norm_obs: bool = True  # standardise observations by running mean and deviation; clip to ±10
+    norm_reward: bool = True  # divide rewards by the running deviation of returns; clip to ±10
+    anneal_lr: bool = False  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
     resume: str | None = None  # folder of a run to continue; arguments left out are the run's
@@ -67,7 +67,7 @@ class Args:
     quiet: bool = False  # show no progress bar and no closing line
 
     target_kl: float = 0.01  # δ: bound on the mean KL divergence of one step
-    cg_iters: int = 15  # conjugate-gradient iterations
+    cg_iters: int = 15  # conjugate-gradient iterations, at most
     cg_damping: float = 0.1  # multiple of the identity added to H, which may be singular
     line_search_steps: int = 10  # step lengths tried before the policy is left as it was
     line_search_decay: float = 0.8  # α: ratio of each step length to the one tried before

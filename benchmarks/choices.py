@@ -207,7 +207,7 @@ def speeds(script: ModuleType, options: dict[str, Any], seed: int) -> list[float
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(script, "update", noted_update):
         own = {"run_dir": f"{folder}/run", "quiet": True, "total_timesteps": 20_000, "gamma": 0.99}
-        rows = script.train(script.Args(seed=seed, **own, **SIZES[script], **options))
+        rows = script.train(script.Args(seed=seed, **(own | SIZES[script] | options)))
     steps = rows[-1]["global_step"] - rows[0]["global_step"]
     return [steps / (ends[-1] - ends[0]), steps / (sum(ends[1:]) - sum(starts[1:]))]
 

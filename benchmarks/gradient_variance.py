@@ -106,12 +106,17 @@ def measure(env, seed, total_timesteps, num_episodes):
     with tempfile.TemporaryDirectory() as folder:
         run_dir = str(Path(folder, "run"))
         args = reinforce.Args(
-            env=env, seed=seed, total_timesteps=total_timesteps, run_dir=run_dir, quiet=True
+            env=env,
+            seed=seed,
+            total_timesteps=total_timesteps,
+            norm_obs=False,
+            run_dir=run_dir,
+            quiet=True,
         )
         reinforce.train(args)
         checkpoint = torch.load(Path(run_dir, "checkpoint.pt"), weights_only=True)
     # Another seed, so that the episodes are others than those of the training.
-    args = reinforce.Args(env=env, seed=seed + 1, num_envs=1, gamma=1.0)
+    args = reinforce.Args(env=env, seed=seed + 1, num_envs=1, gamma=1.0, norm_obs=False)
     with contextlib.closing(reinforce.make_envs(env)) as envs:
         agent = reinforce.Agent(
             envs.single_observation_space, envs.single_action_space, args.norm_obs

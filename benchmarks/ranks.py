@@ -34,7 +34,7 @@ import torch.distributed as dist
 import tyro
 
 ROOT = Path(__file__).parent.parent
-CHEETAH = "--env HalfCheetah-v5 --norm-obs --norm-reward"
+CHEETAH = "--env HalfCheetah-v5 --num-envs 32 --num-steps 32"
 PASSES = "--num-minibatches 32 --update-epochs 10"
 # What runs, and its steps in all for each rank.
 SETTINGS = [

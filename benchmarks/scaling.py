@@ -36,7 +36,7 @@ EPOCHS = 4
 def parts_of(args: ppo_clip.Args) -> tuple[VectorEnv, ppo_clip.Agent, Adam]:
     torch.manual_seed(1)
     envs = ppo_clip.make_envs(args.env, args.num_envs, args.vectorization_mode)
-    agent = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, False)
+    agent = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     return envs, agent, ppo_clip.make_optimizer(agent, args)
 
 
@@ -102,7 +102,7 @@ def operations_of_a_minibatch() -> int:
     """How many operations torch dispatches for a minibatch: forward, backward and in Adam."""
     counts = []
     for epochs in (1, 2):
-        args = ppo_clip.Args(num_envs=4, num_minibatches=1, update_epochs=epochs)
+        args = ppo_clip.Args(num_envs=4, num_steps=32, num_minibatches=1, update_epochs=epochs)
         envs, agent, optimizer = parts_of(args)
         batch = next(ppo_clip.rollouts(envs, agent, args, 0))
         with Counter() as counter:
