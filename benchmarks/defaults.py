@@ -158,7 +158,9 @@ def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
             return ""
         base = np.mean(last[task, "chance"])
         gain = (np.mean(ours) - base) / (np.mean(peer) - base)
-        return f"{'ahead' if np.mean(ours) >= np.mean(peer) else 'behind'}, {gain:.2f}"
+        difference = np.mean(ours) - np.mean(peer)
+        words = {1: "ahead", 0: "equal", -1: "behind"}
+        return f"{words[int(np.sign(difference))]}, {gain:.2f}"
 
     def table(header: list[str], rows: list[list[str]]) -> str:
         ruler = ["---", *["---:"] * (len(header) - 1)]
@@ -183,7 +185,7 @@ def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
 `python benchmarks/defaults.py` trains every program for {STEPS:,} steps on each task with each of
 five seeds, and writes this page. {made} of {len(TASKS) * len(COLUMNS) * 5} runs are made so far.
 A return is the mean of the last 100 training episodes, ± one standard deviation over the seeds.
-Episodes of HalfCheetah-v5 have 1,000 steps, so there these are the second half of the training. The
+Where episodes have 1,000 steps, as in HalfCheetah-v5, that is the second half of the training. The
 last column draws actions at random.
 
 Our defaults were chosen on these tasks, and partly on these seeds, which is in our favour.
@@ -194,8 +196,9 @@ Our defaults were chosen on these tasks, and partly on these seeds, which is in 
 {table(["task", *COLUMNS], returns)}
 
 Who is ahead of its peer (SB3 is Stable-Baselines3), and its gain over chance as a multiple of the
-peer's. A negative multiple means that the peer ends below chance. Five seeds do not separate means
-that differ by less than their deviations.
+peer's, (ours − chance) ÷ (peer − chance). A negative multiple means that the peer ends below
+chance. On MountainCarContinuous-v0 the peers learn to stand still, which pays 0. Five seeds do not
+separate means that differ by less than their deviations.
 
 {table(["task", *(f"{x} : {PEER_OF[x]}" for x in PEER_OF)], ahead)}
 
