@@ -34,15 +34,15 @@ import torch.distributed as dist
 import tyro
 
 ROOT = Path(__file__).parent.parent
-CHEETAH = "--env HalfCheetah-v5 --num-envs 32 --num-steps 32"
+CHEETAH = "--env HalfCheetah-v5 --num-envs 32"
 PASSES = "--num-minibatches 32 --update-epochs 10"
 # What runs, and its steps in all for each rank.
 SETTINGS = [
-    (f"ppo_clip.py {CHEETAH}", 60_000),
+    (f"ppo_clip.py {CHEETAH} --num-steps 32", 60_000),
     (f"ppo_clip.py {CHEETAH} --num-steps 128", 100_000),
     (f"ppo_clip.py {CHEETAH} --num-steps 512", 131_072),
     (f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 {PASSES}", 24_576),
-    (f"trpo.py {CHEETAH}", 100_000),
+    (f"trpo.py {CHEETAH} --num-steps 128", 100_000),
     ("ppo_clip.py --env CartPole-v1", 120_000),
 ]
 SIZES = (1, 10_000, 100_000, 1_000_000)
