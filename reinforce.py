@@ -57,7 +57,7 @@ class Args:
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.98  # discount γ
     norm_obs: bool = True  # standardise observations by running mean and deviation; clip to ±10
-    norm_reward: bool = False  # divide rewards by the running deviation of returns; clip to ±10
+    norm_reward: bool = False  # divide rewards by running deviation of discounted sums; clip to ±10
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>

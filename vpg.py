@@ -62,7 +62,7 @@ class Args:
     gamma: float = 0.995  # discount γ
     gae_lambda: float = 0.95  # λ of generalised advantage estimation
     norm_obs: bool = True  # standardise observations by running mean and deviation; clip to ±10
-    norm_reward: bool = True  # divide rewards by the running deviation of returns; clip to ±10
+    norm_reward: bool = True  # divide rewards by running deviation of discounted sums; clip to ±10
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
     run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>

@@ -35,13 +35,13 @@ import tyro
 
 ROOT = Path(__file__).parent.parent
 CHEETAH = "--env HalfCheetah-v5 --num-envs 32"
-PASSES = "--num-minibatches 32 --update-epochs 10"
 # What runs, and its steps in all for each rank.
 SETTINGS = [
     (f"ppo_clip.py {CHEETAH} --num-steps 32", 60_000),
     (f"ppo_clip.py {CHEETAH} --num-steps 128", 100_000),
+    (f"ppo_clip.py {CHEETAH} --num-steps 128 --num-minibatches 4 --update-epochs 5", 100_000),
     (f"ppo_clip.py {CHEETAH} --num-steps 512", 131_072),
-    (f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 {PASSES}", 24_576),
+    (f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 --num-minibatches 32", 24_576),
     (f"trpo.py {CHEETAH} --num-steps 128", 100_000),
     ("ppo_clip.py --env CartPole-v1", 120_000),
 ]

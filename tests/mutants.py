@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PPO, GAE, INIT = "ppo_clip.py", "gae_fast/recursions.py", "gae_fast/__init__.py"
 REINFORCE, VPG, TRPO, PPO_KL = "reinforce.py", "vpg.py", "trpo.py", "ppo_kl.py"
-COMPARE, PLAY = "compare.py", "play.py"
+COMPARE, PLAY, DEFAULTS = "compare.py", "play.py", "benchmarks/defaults.py"
 LOW_HIGH = "advantages < 0, ratio.clamp(min=low), ratio.clamp(max=high)"
 MUTANTS = [
     # gae_fast: the recursion, its ends, its blocks
@@ -221,6 +221,17 @@ MUTANTS = [
         '(run.rows["episodes"] >= 0)',
         "threshold_is_reached",
     ),
+    # defaults: one set where nothing speaks against it, and the page that sets it beside the peers'
+    (VPG, "gamma: float = 0.995", "gamma: float = 0.99", "defaults_of_one_name"),
+    (PPO_KL, "update_epochs: int = 10", "update_epochs: int = 5", "defaults_of_one_name"),
+    (DEFAULTS, 'if row["text"] == fingerprint(row["program"])', "if row", "script_has_changed"),
+    (DEFAULTS, "if ast.get_docstring(node) is not None", "if False", "script_has_changed"),
+    (DEFAULTS, 'side="right"', 'side="left"', "at_or_before_each_step"),
+    (DEFAULTS, "latest[-1] = len(steps) - 1", "pass", "at_or_before_each_step"),
+    (DEFAULTS, "np.mean(ours) - np.mean(peer)", "np.mean(peer) - np.mean(ours)", "who_is_ahead"),
+    (DEFAULTS, "/ (np.mean(peer) - base)", "/ np.mean(peer)", "who_is_ahead"),
+    (DEFAULTS, "ddof=1", "ddof=0", "who_is_ahead or what_the_program_makes"),
+    (DEFAULTS, 'not has(args.python, "sb3_contrib")', "not True", "defaults_names_a_missing_peer"),
 ]
 
 
@@ -256,6 +267,7 @@ def tests_fail(file: str, text: str, replacement: str, tests: str) -> bool:
 
 word = sys.argv[1] if len(sys.argv) > 1 else ""
 chosen = [mutant for mutant in MUTANTS if word in f"{mutant[0]} {mutant[3]}"]
+assert chosen, f"no mutant has {word} in its file or tests"
 for file, text, *_ in MUTANTS:
     count = (ROOT / file).read_text().count(text)
     assert count == 1, f"{file}: expected once, found {count} times: {text}"

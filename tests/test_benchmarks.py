@@ -1,5 +1,9 @@
-"""What throughput.py and solve.py do about peers, real or missing; not how fast anything is."""
+"""What benchmarks do about peers, real or missing, and about runs made before; not how fast
+anything is.
+"""
 
+import csv
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +51,68 @@ def test_solve_names_a_missing_peer():
     assert done.returncode == 2 and done.stdout == ""
     expected = "expected a Python that has Stable-Baselines3, got /nowhere"
     assert done.stderr.endswith(f"error: --sb3: {expected}\n")
+
+
+@pytest.fixture
+def defaults(tmp_path, monkeypatch):
+    """The program defaults.py in a repository of its own, with one script in it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = importlib.import_module("defaults")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "defaults.csv")
+    (tmp_path / "vpg.py").write_text('"""Text."""\nx = 1  # one\n')
+    return module
+
+
+def test_defaults_makes_a_run_again_when_its_script_has_changed(defaults, tmp_path, monkeypatch):
+    monkeypatch.setattr(defaults, "our_run", lambda *run: [7.0] * len(defaults.GRID))
+    monkeypatch.setattr(defaults, "chance", lambda *run: [1.0] * len(defaults.GRID))
+    defaults.make("python", "CartPole-v1", "vpg.py", 1)
+    defaults.make("python", "CartPole-v1", "chance", 2)
+    runs = {("CartPole-v1", "vpg.py", 1), ("CartPole-v1", "chance", 2)}
+    assert defaults.read().keys() == runs
+    (tmp_path / "vpg.py").write_text('"""Another text."""\n\nx = 1  # won\n')
+    assert defaults.read().keys() == runs
+    (tmp_path / "vpg.py").write_text('"""Text."""\nx = 2  # one\n')
+    assert defaults.read().keys() == {("CartPole-v1", "chance", 2)}
+
+
+def test_defaults_takes_the_last_return_at_or_before_each_step(defaults):
+    values = defaults.curve([15_000, 20_000, 199_000, 204_000], [1.0, 2.0, 3.0, 4.0])
+    assert values[1:19] == [2.0] * 18 and values[19] == 4.0
+    assert values[0] != values[0]  # no run has a return yet: NaN
+
+
+def test_page_of_defaults_is_what_the_program_makes_of_its_file(defaults):
+    runs = {}
+    with open(ROOT / "results/defaults.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            runs.setdefault((row["task"], row["program"]), {})[int(row["seed"])] = row
+    runs = {key: [rows[seed] for seed in sorted(rows)] for key, rows in runs.items()}
+    assert defaults.page(runs) == (ROOT / "results/defaults.md").read_text(encoding="utf-8")
+
+
+def test_page_of_defaults_says_who_is_ahead_and_by_how_much(defaults):
+    def rows(*returns):
+        return [{"seconds": "1", "200000": str(x)} for x in returns]
+
+    runs = {
+        ("Acrobot-v1", "ppo_clip.py"): rows(-80, -90),
+        ("Acrobot-v1", "ppo_kl.py"): rows(-101, -101),
+        ("Acrobot-v1", "SB3 PPO"): rows(-100, -100),
+        ("Acrobot-v1", "vpg.py"): rows(-300, -300),
+        ("Acrobot-v1", "SB3 A2C"): rows(-300, -300),
+        ("Acrobot-v1", "chance"): rows(-500, -500),
+    }
+    lines = defaults.page(runs).splitlines()
+    means, multiples = [x for x in lines if x.startswith("| Acrobot-v1 |")][:2]
+    assert "| -85.0 ± 7.1 | -101 ± 0 | -100 ± 0 |" in means
+    assert multiples == "| Acrobot-v1 | ahead, 1.04 | behind, 1.00 |  | equal, 1.00 |"
+
+
+def test_defaults_names_a_missing_peer():
+    options = ("--programs", "SB3 PPO", "--seeds", "1000", "--python", "/nowhere")
+    done = run("defaults.py", *options)
+    assert done.returncode == 2 and done.stdout == ""
+    expected = "expected a Python that has sb3-contrib, got /nowhere"
+    assert done.stderr.endswith(f"error: --python: {expected}\n")
