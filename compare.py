@@ -1,16 +1,16 @@
-"""Train scripts or settings over several seeds and compare them: learning curves and a table.
+"""Run scripts or settings over several seeds and compare them: learning curves and a table.
 
     python compare.py --env CartPole-v1 --runs reinforce vpg trpo ppo_clip ppo_kl --seeds 10
     python compare.py --runs vpg ppo_clip "ppo_clip --clip-coef 0.05" --threshold 475
     python compare.py --read runs/CartPole-v1__vpg__* runs/CartPole-v1__trpo__*
 
-Each run is a process of its own. If one fails, the others go on, and it is reported at the end. The
-folder --out gets the folders of all runs, learning_curves.png and summary.csv.
+Each run is a separate process. If a run fails, the other runs go on; the failure is reported at the
+end. The folder --out holds the folders of all runs, learning_curves.png and summary.csv.
 
 Curves show episodic_return, the mean of a run's last 100 episodes, averaged over seeds. The shade
-is a 95 % bootstrap interval (percentiles, Efron 1979). It is too narrow for few seeds: of five
-normal ones it covers 84 %. The interquartile mean (Agarwal et al. 2021, arXiv 2108.13264) leaves
-out the worst and the best quarter of the seeds.
+is a 95 % bootstrap interval (percentiles, Efron 1979). It is too narrow for few seeds: with five
+normally distributed returns, 84 % of the intervals contain the true mean. The interquartile mean
+(Agarwal et al. 2021, arXiv 2108.13264) leaves out the worst and the best quarter of the seeds.
 """
 
 import csv
@@ -45,17 +45,17 @@ class Args:
     env: str = "CartPole-v1"  # environment of all runs
     # scripts to run, each with its arguments in the same quotes: vpg "ppo_clip --clip-coef 0.1"
     runs: tuple[str, ...] = ()
-    # arguments of all runs, which labels leave out; with an equals sign: --options="--gamma 0.9"
+    # arguments of all runs, not shown in labels; write with an equals sign: --options="--gamma 0.9"
     options: str = ""
-    seeds: int = 5  # train with the seeds 1 to this
-    total_timesteps: int | None = None  # steps of every run; None leaves each script its default
+    seeds: int = 5  # number of seeds: 1, 2, … up to this
+    total_timesteps: int | None = None  # steps of every run; None: each script's default
     read: tuple[str, ...] = ()  # folders of finished runs to compare too
-    jobs: int | None = None  # runs at a time; None makes it the number of cores
-    statistic: Literal["mean", "iqm"] = "mean"  # of the seeds: mean or interquartile mean
-    # a return; the table says when runs reached it with at least 100 episodes behind them
+    jobs: int | None = None  # parallel runs; None: the number of cores
+    statistic: Literal["mean", "iqm"] = "mean"  # over the seeds: mean or interquartile mean
+    # a return; the table gives the steps to reach it, as a mean of at least 100 episodes
     threshold: float | None = None
-    seconds: bool = True  # draw curves over seconds too; to rely on them, take --jobs 1
-    out: str | None = None  # new or empty folder; None makes comparisons/<env>__<time>
+    seconds: bool = True  # draw curves over seconds too; reliable only with --jobs 1
+    out: str | None = None  # new or empty folder; None: comparisons/<env>__<time>
     quiet: bool = False  # show no progress bar and no table
 
     def __post_init__(self) -> None:
@@ -83,17 +83,17 @@ class Job(NamedTuple):
     label: str
     seed: int
     command: tuple[str, ...]
-    folder: Path  # of the run; its errors go to the file of this name and .log
+    folder: Path  # of the run; stderr goes to <folder>.log
 
 
 class Run(NamedTuple):
     label: str
     config: dict[str, Any]  # what config.json says
-    rows: np.ndarray  # those of metrics.csv that have a return, with a field for each column
+    rows: np.ndarray  # rows of metrics.csv that have a return, one field per column
 
 
 def plan(args: Args, out: Path) -> list[Job]:
-    """List the runs to make. Raises ValueError for one that no script can make."""
+    """List the runs to start. Raises ValueError for a run that is not possible or comes twice."""
     steps = () if args.total_timesteps is None else ("--total-timesteps", str(args.total_timesteps))
     jobs = []
     for label in args.runs:
@@ -101,7 +101,7 @@ def plan(args: Args, out: Path) -> list[Job]:
         script = ROOT / f"{name.removesuffix('.py')}.py"
         if script not in SCRIPTS:
             raise ValueError(f"--runs: expected one of {[x.stem for x in SCRIPTS]}, got {name!r}")
-        options = shlex.split(args.options) + own_options  # of one given twice, the last counts
+        options = shlex.split(args.options) + own_options  # a repeated option: the last one counts
         if taken := {"--env", "--seed", "--run-dir"} & {x.split("=")[0] for x in options}:
             raise ValueError(f"--runs: expected no {min(taken)}, which is set here, got {label!r}")
         for seed in range(1, args.seeds + 1):
@@ -115,7 +115,7 @@ def plan(args: Args, out: Path) -> list[Job]:
 
 
 def make_run(job: Job) -> Run | str:
-    """Train; return what the run's folder says or, if it failed, the last line that it wrote."""
+    """Run a job; return its Run or, if it failed, an error message."""
     log = Path(f"{job.folder}.log")
     with open(log, "w") as file:
         status = subprocess.run(job.command, stdout=subprocess.DEVNULL, stderr=file).returncode
@@ -130,7 +130,7 @@ def make_run(job: Job) -> Run | str:
 
 
 def read_run(folder: Path, label: str) -> Run:
-    """Read a run's folder. Raises ValueError if it holds no run that has ended, or no episode."""
+    """Read a run's folder. Raises ValueError if the run did not finish or no episode ended."""
     try:
         config = json.loads((folder / "config.json").read_text())
         rows = np.genfromtxt(folder / "metrics.csv", delimiter=",", names=True, ndmin=1)
@@ -145,7 +145,7 @@ def read_run(folder: Path, label: str) -> Run:
 
 
 def read_folders(folders: tuple[str, ...]) -> list[Run]:
-    """Read runs, labelled by algorithm and by the arguments in which its runs differ."""
+    """Read runs. Labels: the algorithm and the arguments in which runs of the algorithm differ."""
     runs = [read_run(Path(folder), "") for folder in folders]
     ignored = "seed run_dir resume quiet tensorboard device numpy torch gymnasium gae_fast".split()
     labelled = []
@@ -163,7 +163,7 @@ def read_folders(folders: tuple[str, ...]) -> list[Run]:
 
 
 def over_seeds(values: np.ndarray, statistic: str, axis: int = 0) -> np.ndarray:
-    """The mean, or the interquartile mean, which cuts a quarter, rounded down, at either end."""
+    """The mean, or the interquartile mean: without the lowest and highest n // 4 of n seeds."""
     if statistic == "mean":
         return np.mean(values, axis=axis)
     return scipy.stats.trim_mean(values, 0.25, axis=axis)
@@ -182,8 +182,8 @@ def interval(values: np.ndarray, statistic: str) -> tuple[np.ndarray, np.ndarray
 def curves(runs: list[Run], axis: str) -> tuple[np.ndarray, np.ndarray]:
     """A grid along a column of metrics.csv, (200,), and the runs' returns on it, (runs, 200).
 
-    A run's return is the last one logged by then. The grid begins where all runs have one and ends
-    where the last run ends. A run that ended before keeps its return.
+    A run's return at a grid point is the last one logged up to there. The grid starts where all
+    runs have a return and ends where the longest run ends. A shorter run keeps its last return.
     """
     ticks = [run.rows[axis] for run in runs]
     grid = np.linspace(max(x[0] for x in ticks), max(x[-1] for x in ticks), 200)
@@ -212,7 +212,7 @@ def draw(groups: dict[str, list[Run]], args: Args, title: str, path: Path) -> No
 
 
 def summarize(groups: dict[str, list[Run]], args: Args) -> list[dict[str, Any]]:
-    """One row for each label: the runs' last returns, their spread, and what they took."""
+    """One row for each label: the runs' last returns and their spread, steps and seconds."""
     table = []
     columns = ["episodic_return", "global_step", "wall_time"]
     for label, runs in groups.items():
@@ -236,14 +236,14 @@ def summarize(groups: dict[str, list[Run]], args: Args) -> list[dict[str, Any]]:
         if args.threshold is not None:
             reached = [first_reached(run, args.threshold) for run in runs]
             row[f"reached {args.threshold:g}"] = f"{np.isfinite(reached).sum()} of {len(runs)}"
-            row["after steps"] = f"{np.median(reached):.0f}"  # inf where half were never there
+            row["after steps"] = f"{np.median(reached):.0f}"  # inf if half never reached it
         row["returns"] = " ".join(f"{x:.4g}" for x in last)
         table.append(row)
     return table
 
 
 def first_reached(run: Run, threshold: float) -> float:
-    """Steps after which the return was at the threshold, with 100 episodes; inf if it never was."""
+    """The first global_step with return ≥ threshold and ≥ 100 episodes; inf if there is none."""
     is_there = (run.rows["episodic_return"] >= threshold) & (run.rows["episodes"] >= 100)
     return np.min(run.rows["global_step"][is_there], initial=np.inf)
 
@@ -258,14 +258,14 @@ def markdown(table: list[dict[str, Any]]) -> str:
 
 
 def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
-    """Make the runs, draw the curves, write the table; return its rows, and why runs failed."""
+    """Run all jobs, draw the curves, write the table; return its rows and the failures."""
     read = read_folders(args.read)
-    if args.runs:  # whose settings may be others than those of runs read
+    if args.runs:  # the new runs may have other settings than the runs read
         read = [run._replace(label=f"{run.label} (read)") for run in read]
     env = args.env if args.runs else read[0].config["env"]
     out = Path(args.out or f"comparisons/{env.replace(':', '-')}__{time.strftime('%Y%m%d-%H%M%S')}")
     jobs = plan(args, out)
-    for job in jobs[:: args.seeds]:  # a script refuses bad arguments before anything is written
+    for job in jobs[:: args.seeds]:  # check all arguments before anything is written
         script = importlib.import_module(Path(job.command[1]).stem)
         tyro.cli(script.Args, prog=f"{script.ALGORITHM}.py", args=job.command[2:])
     out.mkdir(parents=True, exist_ok=bool(args.out))
@@ -275,7 +275,7 @@ def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
     try:
         list(tqdm.tqdm(as_completed(futures), total=len(jobs), unit="run", disable=hidden))
     finally:
-        pool.shutdown(cancel_futures=True)  # a Ctrl-C ends the processes, and starts no more
+        pool.shutdown(cancel_futures=True)  # Ctrl-C ends the processes; no more are started
     results = {job: future.result() for job, future in zip(jobs, futures)}
     failures = {job: x for job, x in results.items() if isinstance(x, str)}
     groups: dict[str, list[Run]] = {}

@@ -1,12 +1,12 @@
-"""Watch a policy that one of the scripts has trained: what it reaches, a window, a video.
+"""Play episodes with a trained policy: print its returns, show a window or write a video.
 
     python play.py runs/NAME
     python play.py runs/NAME --episodes 100 --seed 7 --stochastic
     python play.py runs/NAME --render human --episodes 3
     python play.py runs/NAME --video cartpole.mp4
 
-Episodes are played one after the other in the run's environment. What is printed is the mean ± the
-standard deviation of their undiscounted returns and of their lengths.
+Episodes are played one after the other in the run's environment. The output is the mean ± the
+standard deviation of the episodes' undiscounted returns and lengths.
 """
 
 import contextlib
@@ -34,8 +34,8 @@ class Args:
     seed: int = 1  # of the environment and of sampled actions
     stochastic: bool = False  # sample actions, as in training; else take the most probable ones
     render: Literal["human"] | None = None  # human opens a window
-    video: str | None = None  # file to write, .mp4 or .gif: the first episode
-    max_episode_steps: int = 10_000  # an episode is cut after so many
+    video: str | None = None  # write the first episode to this .mp4 or .gif file
+    max_episode_steps: int = 10_000  # stop an episode after this many steps
 
     def __post_init__(self) -> None:
         for name, least in (("episodes", 1), ("seed", 0), ("max_episode_steps", 1)):
@@ -62,9 +62,9 @@ class Args:
 
 
 def load(args: Args) -> tuple[VectorEnv, nn.Module, str]:
-    """A run's environment and agent, and a title. Raises ValueError if the folder has none.
+    """Return a run's environment, agent and title. Raises ValueError if args.run holds no run.
 
-    Nothing in the checkpoint is run, and no module is imported but a script beside this one.
+    No code of the checkpoint is run. A script beside this one and the env's module are imported.
     """
     files = sorted(Path(__file__).parent.glob("*.py"))
     scripts = [x.stem for x in files if "\ndef train(" in x.read_text(encoding="utf-8")]
@@ -75,7 +75,7 @@ def load(args: Args) -> tuple[VectorEnv, nn.Module, str]:
             raise ValueError(f"it is of {checkpoint['algorithm']!r}, not of {', '.join(scripts)}")
         script = importlib.import_module(checkpoint["algorithm"])
         trained, rows = checkpoint["args"], checkpoint["rows"]
-        # Not every environment takes a render_mode, and a window needs an environment of its own.
+        # Not every environment takes a render_mode, and not every vector version opens a window.
         options = {"render_mode": render_mode} if render_mode else {}
         mode = "sync" if render_mode else trained["vectorization_mode"]
         envs = script.make_envs(trained["env"], 1, mode, **options)
@@ -83,22 +83,22 @@ def load(args: Args) -> tuple[VectorEnv, nn.Module, str]:
         agent = script.Agent(*spaces, trained["norm_obs"])
         agent.load_state_dict(checkpoint["agent"])
         steps = rows[-1]["global_step"] if rows else 0
-    except Exception as e:  # torch's and environments' are of many kinds
+    except Exception as e:  # torch and environments raise many kinds
         raise ValueError(f"run: expected the folder of a run, got {args.run!r}: {e}") from e
     return envs, agent, f"{trained['env']}, {script.ALGORITHM} after {steps:,} steps"
 
 
 @contextlib.contextmanager
 def film(video: str, frames_per_second: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that adds a frame to a video, which takes its name when it is complete."""
-    import imageio.v2  # here, as few need it
+    """Yield a function that adds a frame; the file is renamed to video when it is complete."""
+    import imageio.v2  # imported here: only videos need it
 
     path = Path(video)
     part = path.with_stem(f"{path.stem}.part")
     if path.suffix == ".gif":
-        options = {"duration": 1000 / frames_per_second, "loop": 0}  # milliseconds; for ever
+        options = {"duration": 1000 / frames_per_second, "loop": 0}  # in ms; 0: repeat for ever
     else:
-        options = {"fps": frames_per_second, "macro_block_size": 2}  # sizes need only be even
+        options = {"fps": frames_per_second, "macro_block_size": 2}  # width and height must be even
     try:
         with imageio.v2.get_writer(part, **options) as writer:
             yield writer.append_data
@@ -109,7 +109,7 @@ def film(video: str, frames_per_second: float) -> Iterator[Callable[[np.ndarray]
 
 @torch.no_grad()
 def play(args: Args) -> tuple[list[float], list[int]]:
-    """Play episodes, print what they come to, and return their returns and lengths."""
+    """Play episodes, print the mean return and length, and return all returns and lengths."""
     envs, agent, title = load(args)
     torch.manual_seed(args.seed)
     returns, lengths = [], []

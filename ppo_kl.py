@@ -1,13 +1,13 @@
 """PPO-KL: proximal policy optimization with a penalty on the KL divergence.
 
 Each iteration collects a rollout with the policy π_old and takes several epochs of minibatch steps
-on it. A price β on the divergence from π_old keeps the policy near. An adaptive β doubles where
-that divergence ends up over 1.5 times the target, and halves where it is under target / 1.5.
+on it. A penalty of β times the KL divergence from π_old keeps π_θ close to π_old. After the last
+epoch, an adaptive β doubles if the KL is over 1.5 × target, and halves if it is under target / 1.5.
 
     L^KLPEN(θ) = E_t[ r Â_t − β KL(π_old ‖ π_θ)(s_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
-Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), section 4. A β
-of each sample's own, on log π, makes it PPO-Clip, to the bit (arXiv 2606.23932, Theorem 1).
+Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), section 4. With
+one β per sample, on log π_θ, the gradient is PPO-Clip's (arXiv 2606.23932, Theorem 1).
 
     python ppo_kl.py --env CartPole-v1
     torchrun --nproc-per-node 2 ppo_kl.py --env HalfCheetah-v5 --num-envs 4
@@ -39,7 +39,7 @@ from torch.optim import Adam
 
 import gae_fast  # the folder beside this file
 
-ALGORITHM = Path(__file__).stem  # a run resumes only under the same file name
+ALGORITHM = Path(__file__).stem  # only a script of the same file name can resume a run
 RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  # set by torchrun
 
 # ---------------------------------------------- Args ----------------------------------------------
@@ -48,38 +48,38 @@ RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  #
 @dataclasses.dataclass
 class Args:
     env: str = "CartPole-v1"  # Gymnasium environment; `module:EnvId` imports the module first
-    seed: int = 1  # of all that is random: environments, networks, sampling, shuffling
+    seed: int = 1  # seeds everything random: environments, initial weights, all sampling
     total_timesteps: int = 200_000  # steps of all environments; the last rollout may overshoot
-    num_envs: int = 8  # environments side by side; under torchrun, in each process
-    num_steps: int = 256  # steps of each environment in a rollout
-    # how Gymnasium steps them; None: in the environment's own vector version if any, else sync
+    num_envs: int = 8  # parallel environments; with torchrun, in each process
+    num_steps: int = 256  # rows of a rollout: steps of each environment, resets included
+    # how Gymnasium steps the environments; None: the environment's own vector version, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.995  # discount γ
     gae_lambda: float = 0.95  # λ of generalised advantage estimation
-    norm_obs: bool = True  # standardise observations by running mean and deviation; clip to ±10
-    norm_reward: bool = True  # divide rewards by running deviation of discounted sums; clip to ±10
+    norm_obs: bool = True  # standardise observations by running mean and std; clip to ±10
+    norm_reward: bool = True  # divide rewards by running std of their discounted sum; clip to ±10
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
-    device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
-    run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to continue; arguments left out are the run's
-    checkpoint_every: int = 10_000  # steps of each environment per checkpoint, which restarts them
+    device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
+    run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
+    resume: str | None = None  # folder of a run to continue; its arguments become the defaults
+    checkpoint_every: int = 10_000  # steps of each environment before a checkpoint and a reset
     tensorboard: bool = False  # write TensorBoard event files too
-    quiet: bool = False  # show no progress bar and no closing line
+    quiet: bool = False  # show no progress bar and print no summary
 
     learning_rate: float = 2e-3  # Adam's step size, for policy and value function alike
-    update_epochs: int = 10  # passes over each rollout
-    num_minibatches: int = 8  # minibatches per pass
+    update_epochs: int = 10  # epochs over each rollout
+    num_minibatches: int = 8  # minibatches per epoch
     penalty: Literal["adaptive", "fixed", "per-sample"] = "adaptive"  # how β is set
-    beta: float = 1.0  # β: price of a unit of divergence, at first; not for per-sample
-    target_kl: float = 0.02  # d_targ: the mean divergence that an adaptive β aims at
-    clip_coef: float = 0.2  # ε of per-sample; the others only log who is outside the band
+    beta: float = 1.0  # β: penalty coefficient (adaptive: at the start); not for per-sample
+    target_kl: float = 0.02  # d_targ: target of the mean KL divergence for an adaptive β
+    clip_coef: float = 0.2  # ε of per-sample; other penalties only log |r − 1| > ε
     norm_adv: bool = True  # standardise the advantages of each minibatch
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss, ½ (V − return)²
     max_grad_norm: float = 0.5  # bound on the norm of the gradient; inf for none
 
     def __post_init__(self) -> None:
-        fewest_steps = self.num_envs * (self.num_steps // 2)  # every other row may only reset
+        fewest_steps = self.num_envs * (self.num_steps // 2)  # at worst half of the rows reset
         limits = {"gamma": 1, "gae_lambda": 1, "num_minibatches": fewest_steps}
         for field in dataclasses.fields(self):
             value, flag = getattr(self, field.name), f"--{field.name.replace('_', '-')}"
@@ -93,7 +93,7 @@ class Args:
             raise ValueError("--tensorboard: expected the package tensorboard, found none")
         if self.resume is not None:
             load_checkpoint(self.resume)
-        try:  # A single environment shows whether all can be made and used.
+        try:  # Making one environment tells whether all can be made and used.
             make_envs(self.env, 1, self.vectorization_mode).close()
         except (gymnasium.error.Error, ImportError, ValueError) as error:
             raise ValueError(f"--env {self.env}: {error}") from error
@@ -125,7 +125,7 @@ def make_envs(env: str, num_envs: int = 1, mode: str | None = None, **options: A
 
 
 class RunningStatistics(nn.Module):
-    """Mean and deviation of all rows so far, from the sums of 1, x and x² over them."""
+    """Mean and std of each column x of all rows so far, from the sums of 1, x and x²."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) of standardised obs (…, num_obs): Categorical, or Normal whose std ignores s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal, one std for all s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -178,7 +178,7 @@ class Agent(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def standardize(self, obs: Tensor) -> Tensor:
-        """Turn observations as an environment gives them into what policy and value take."""
+        """Standardise raw observations if norm_obs; policy and value take the result."""
         mean, std = self.obs_statistics.mean_and_std()
         return ((obs - mean) / std).clip(-10, 10) if self.norm_obs else obs
 
@@ -189,19 +189,19 @@ class Agent(nn.Module):
 class Batch(NamedTuple):
     """The B ≤ num_steps * num_envs steps of a rollout, every field of shape (B, …)."""
 
-    obs: Tensor  # standardised, if norm_obs says so
-    actions: Tensor  # as the policy drew them, before clipping
-    log_probs: Tensor  # log π_old(a_t | s_t)
-    values: Tensor  # V_old(s_t)
+    obs: Tensor  # standardised if norm_obs
+    actions: Tensor  # as sampled from the policy, before clipping
+    log_probs: Tensor  # log π_old(a_t | s_t); π_old is the policy of the rollout
+    values: Tensor  # V_old(s_t); V_old is V before the update
     advantages: Tensor  # Â_t
     returns: Tensor  # Â_t + V_old(s_t), the value function's target
 
 
-@torch.no_grad()  # off while it waits at yield
+@torch.no_grad()  # holds inside this generator only, not in its caller
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
-    """Begin new episodes, and yield rollout after rollout: num_steps of every environment.
+    """Reset the environments, then yield rollouts of num_steps rows of every environment.
 
-    Seed, iteration and rank seed all that is random, so that a resumed run repeats the original.
+    Seed, iteration and rank determine all random numbers: a resumed run repeats the original.
     """
     seeds = np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(3).tolist()
     torch.manual_seed(seeds[0])
@@ -214,11 +214,11 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         actions, act = [], actor_in_numpy(agent, rng)
         obs[0] = obs[-1]
         for t in range(args.num_steps):
-            # After an episode's last step, envs.step ignores the action and resets: that row is no
-            # step. Its observation is the episode's last, whose value bootstraps a truncated one.
-            # (At t = 0, row −1 is still that of the rollout before, here and in the sums below.)
+            # After an episode's last step, envs.step ignores the action and resets: row t is no
+            # step. obs[t] is then the last observation of that episode; if it was truncated,
+            # V(obs[t]) bootstraps it. (At t = 0, row −1 is the last row of the previous rollout.)
             is_step[t] = ~(terminations[t - 1] | truncations[t - 1])
-            actions.append(act(obs[t]))  # envs get a copy, which they may change
+            actions.append(act(obs[t]))  # envs.step gets a copy: envs may change it
             result = envs.step(actions[t].reshape(envs.action_space.shape).copy())
             obs[t + 1], rewards[t], terminations[t], truncations[t], _ = result
         if args.norm_reward:
@@ -233,17 +233,17 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         standard_obs = agent.standardize(raw_obs)
         log_probs = agent.policy(standard_obs[:-1]).log_prob(actions)
         values = agent.value(standard_obs)
-        ends = (terminations, truncations)  # both end Â's sum; only truncation keeps V(s_{t+1})
+        ends = (terminations, truncations)  # both end the sum Â_t; a truncated step uses V(s_{t+1})
         targets = gae_fast.gae(rewards, values.cpu(), *ends, args.gamma, args.gae_lambda)
         advantages, returns = (torch.tensor(x, device=args.device).float() for x in targets)
         fields = (standard_obs[:-1], actions, log_probs, values[:-1], advantages, returns)
-        if args.norm_obs:  # only now: this rollout's actions were drawn with the old statistics
+        if args.norm_obs:  # last: this rollout's actions were sampled with the old statistics
             agent.obs_statistics.update(raw_obs[:-1][kept])
         yield Batch(*(x[kept] for x in fields))
 
 
 def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    """What agent.policy(agent.standardize(obs)).sample() does, in NumPy: faster for so few rows."""
+    """Return a NumPy form of agent.policy(agent.standardize(obs)).sample(), faster for few rows."""
     assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "other layers: use agent.policy"
     w1, b1, w2, b2, w3, b3 = (x.numpy(force=True) for x in agent.actor.parameters())
     mean, std = (x.numpy(force=True) for x in agent.obs_statistics.mean_and_std())
@@ -285,7 +285,7 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
             log_ratio = log_probs - old_log_probs
             ratio = log_ratio.exp()
             masks = partition(ratio, advantages, args.clip_coef)
-            if args.penalty == "per-sample":  # −β log π_θ, β = −r Â on I_kill: Theorem 1
+            if args.penalty == "per-sample":  # −β log π_θ, β = −r Â on I_kill, else 0
                 penalty = torch.where(masks[1], ratio.detach(), 0.0) * log_probs * advantages
             else:
                 penalty = beta * kl_divergence(old_agent.policy(obs), policy)
@@ -317,14 +317,14 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
 
 
 def adapted(beta: float, kl: float, target_kl: float) -> float:
-    """β of the next rollout, given the divergence that this one ended with. Section 4."""
+    """β for the next rollout, given the mean KL after the update on this rollout. Section 4."""
     return 2 * beta if kl > 1.5 * target_kl else beta / 2 if kl < target_kl / 1.5 else beta
 
 
 def partition(ratio: Tensor, advantages: Tensor, clip_coef: float) -> tuple[Tensor, Tensor, Tensor]:
     """Masks of I_in, I_kill and I_pass, each (B,). arXiv 2606.23932, section 2.
 
-    I_in: in the band 1 ± ε. I_kill: outside, on the side that Â favours. I_pass: the rest.
+    I_in: 1 − ε ≤ r ≤ 1 + ε. I_kill: r > 1 + ε and Â > 0, or r < 1 − ε and Â < 0. I_pass: the rest.
     """
     above, below = ratio > 1 + clip_coef, ratio < 1 - clip_coef
     kill = (above & (advantages > 0)) | (below & (advantages < 0))
@@ -339,12 +339,12 @@ def train(args: Args) -> list[dict[str, Any]]:
 
     Raises FloatingPointError for a metric or a weight that is not finite.
     """
-    torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
+    torch.set_num_threads(1)  # networks this small are slower with two threads
     torch.manual_seed(args.seed)
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # as given, not as annealed
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # before annealing
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -388,7 +388,7 @@ def train(args: Args) -> list[dict[str, Any]]:
 
 
 class Run:
-    """The rows of a run, and its folder and progress bar, which the process of rank 0 alone has."""
+    """The rows, folder and progress bar of a run. Only rank 0 has the folder and the bar."""
 
     def __init__(self, args: Args, envs: VectorEnv, agent: Agent, optimizer: Adam) -> None:
         self.args, self.envs, self.agent, self.optimizer = args, envs, agent, optimizer
@@ -449,19 +449,19 @@ class Run:
 
 
 def load_checkpoint(folder: str) -> dict[str, Any]:
-    """Read a run's checkpoint, executing nothing in it. Raises ValueError if there is none."""
+    """Read a run's checkpoint without running code in it. Raises ValueError if that fails."""
     try:
         checkpoint = torch.load(f"{folder}/checkpoint.pt", map_location="cpu", weights_only=True)
         if checkpoint["algorithm"] != ALGORITHM:
             raise ValueError(f"it is one of {checkpoint['algorithm']}")
         checkpoint["args"] |= {"run_dir": None, "resume": folder}
-    except Exception as e:  # torch raises many kinds
+    except Exception as e:  # torch raises many kinds of exception
         raise ValueError(f"--resume: expected a run of {ALGORITHM}, got {folder!r}: {e}") from e
     return checkpoint
 
 
 def mean_over_ranks(*tensors: Tensor) -> Tensor:
-    """Replace tensors by their means over torchrun's processes, all at once; return the first."""
+    """Replace tensors by their means over all ranks, in one all_reduce; return the first."""
     if WORLD_SIZE > 1:
         vector = nn.utils.parameters_to_vector(tensors)
         torch.distributed.all_reduce(vector)
@@ -471,7 +471,7 @@ def mean_over_ranks(*tensors: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     args = tyro.cli(Args)
-    if args.resume is not None:  # once more, with the run's arguments as defaults
+    if args.resume is not None:  # parse again, with the run's arguments as defaults
         args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume)["args"]))
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group()

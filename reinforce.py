@@ -1,15 +1,15 @@
-"""REINFORCE: the score function weighted by the returns of whole episodes.
+"""REINFORCE: the policy gradient with the returns of whole episodes as weights.
 
 Each iteration plays one episode in every environment with the policy π_θ and takes one step along
-the gradient that they estimate. Actions of good episodes become more likely, of bad ones less. An
-action cannot change what was paid before it. So the reward-to-go R̂_t can take the place of the
-total return R(τ) as its weight, and is less noisy.
+the estimated gradient of the expected return J. Actions of good episodes become more likely, those
+of bad episodes less likely. An action cannot change earlier rewards, so the reward-to-go R̂_t can
+replace R(τ), the return of the whole episode τ, as the action's weight. R̂_t has less variance.
 
     ∇J(θ) = E_τ[ Σ_t ∇log π_θ(a_t | s_t) R̂_t ],   R̂_t = Σ_{t' ≥ t} γ^(t'−t) r_{t'}
 
 Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement
-Learning", section 5; with R̂_t, Sutton and Barto 2018, section 13.3. A discounted J asks for γ^t
-before R̂_t, which is left out, as is usual.
+Learning", section 5; with R̂_t, Sutton and Barto 2018, section 13.3. For a discounted J, R̂_t needs
+a factor γ^t. This factor is left out, as usual.
 
     python reinforce.py --env CartPole-v1
     python reinforce.py --env CartPole-v1 --no-reward-to-go --seed 2
@@ -41,7 +41,7 @@ from torch.optim import Adam
 
 import gae_fast  # the folder beside this file
 
-ALGORITHM = Path(__file__).stem  # a run resumes only under the same file name
+ALGORITHM = Path(__file__).stem  # only a script of the same file name can resume a run
 RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  # set by torchrun
 
 # ---------------------------------------------- Args ----------------------------------------------
@@ -50,26 +50,26 @@ RANK, WORLD_SIZE = int(os.getenv("RANK", 0)), int(os.getenv("WORLD_SIZE", 1))  #
 @dataclasses.dataclass
 class Args:
     env: str = "CartPole-v1"  # Gymnasium environment; `module:EnvId` imports the module first
-    seed: int = 1  # of all that is random: environments, networks, sampling, shuffling
+    seed: int = 1  # seeds everything random: environments, initial weights, all sampling
     total_timesteps: int = 200_000  # steps of all environments; the last rollout may overshoot
-    num_envs: int = 16  # environments side by side; under torchrun, in each process
-    # how Gymnasium steps them; None: in the environment's own vector version if any, else sync
+    num_envs: int = 16  # parallel environments; with torchrun, in each process
+    # how Gymnasium steps the environments; None: the environment's own vector version, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: float = 0.98  # discount γ
-    norm_obs: bool = True  # standardise observations by running mean and deviation; clip to ±10
-    norm_reward: bool = False  # divide rewards by running deviation of discounted sums; clip to ±10
+    norm_obs: bool = True  # standardise observations by running mean and std; clip to ±10
+    norm_reward: bool = False  # divide rewards by running std of their discounted sum; clip to ±10
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
-    device: str = "cpu"  # where the networks live; for networks this small a GPU is slower
-    run_dir: str | None = None  # new or empty; None makes runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to continue; arguments left out are the run's
-    checkpoint_every: int = 10_000  # steps of each environment per checkpoint, which restarts them
+    device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
+    run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
+    resume: str | None = None  # folder of a run to continue; its arguments become the defaults
+    checkpoint_every: int = 10_000  # steps of each environment before a checkpoint and a reset
     tensorboard: bool = False  # write TensorBoard event files too
-    quiet: bool = False  # show no progress bar and no closing line
+    quiet: bool = False  # show no progress bar and print no summary
 
     learning_rate: float = 5e-3  # Adam's step size
-    reward_to_go: bool = True  # weight actions by the return from them on, else by their episode's
+    reward_to_go: bool = True  # weight actions by their reward-to-go; if False, by the total return
     norm_returns: bool = True  # standardise the weights over the steps of an iteration
-    max_episode_steps: int = 10_000  # an episode is cut after so many, as by a time limit
+    max_episode_steps: int = 10_000  # truncate an episode after this many steps
 
     def __post_init__(self) -> None:
         limits = {"gamma": 1}
@@ -87,7 +87,7 @@ class Args:
             raise ValueError("--tensorboard: expected the package tensorboard, found none")
         if self.resume is not None:
             load_checkpoint(self.resume)
-        try:  # A single environment shows whether all can be made and used.
+        try:  # Making one environment tells whether all can be made and used.
             make_envs(self.env, 1, self.vectorization_mode).close()
         except (gymnasium.error.Error, ImportError, ValueError) as error:
             raise ValueError(f"--env {self.env}: {error}") from error
@@ -119,7 +119,7 @@ def make_envs(env: str, num_envs: int = 1, mode: str | None = None, **options: A
 
 
 class RunningStatistics(nn.Module):
-    """Mean and deviation of all rows so far, from the sums of 1, x and x² over them."""
+    """Mean and std of each column x of all rows so far, from the sums of 1, x and x²."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -160,14 +160,14 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) of standardised obs (…, num_obs): Categorical, or Normal whose std ignores s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal, one std for all s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
         return Independent(Normal(output, self.log_std.exp(), False), 1, validate_args=False)
 
     def standardize(self, obs: Tensor) -> Tensor:
-        """Turn observations as an environment gives them into what policy takes."""
+        """Standardise raw observations if norm_obs; policy takes the result."""
         mean, std = self.obs_statistics.mean_and_std()
         return ((obs - mean) / std).clip(-10, 10) if self.norm_obs else obs
 
@@ -178,18 +178,18 @@ class Agent(nn.Module):
 class Batch(NamedTuple):
     """The B steps of one whole episode of every environment, every field of shape (B, …)."""
 
-    obs: Tensor  # standardised, if norm_obs says so
-    actions: Tensor  # as the policy drew them, before clipping
-    log_probs: Tensor  # log π_old(a_t | s_t)
+    obs: Tensor  # standardised if norm_obs
+    actions: Tensor  # as sampled from the policy, before clipping
+    log_probs: Tensor  # log π_old(a_t | s_t); π_old is the policy of the rollout
     rewards_to_go: Tensor  # R̂_t
     total_returns: Tensor  # R(τ) of the step's episode
 
 
-@torch.no_grad()  # off while it waits at yield
+@torch.no_grad()  # holds inside this generator only, not in its caller
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
-    """Yield rollout after rollout: one whole episode of every environment, begun together.
+    """Yield rollouts of one whole episode of every environment; the episodes start together.
 
-    Seed, iteration and rank seed all that is random, so that a resumed run repeats the original.
+    Seed, iteration and rank determine all random numbers: a resumed run repeats the original.
     """
     seeds = np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(3).tolist()
     torch.manual_seed(seeds[0])
@@ -201,10 +201,10 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         next_obs, _ = envs.reset()
         while is_playing.any():
             obs.append(np.array(next_obs, np.float32))
-            actions.append(act(obs[-1]))  # envs get a copy, which they may change
+            actions.append(act(obs[-1]))  # envs.step gets a copy: envs may change it
             is_step.append(is_playing)
-            # An environment whose episode is over waits for the others. What it does meanwhile is
-            # no step, and nothing may see it: envs.env does not record it as an episode.
+            # An environment whose episode is over is stepped on until all episodes are over. These
+            # rows are not steps. envs.env skips the wrapper that would record them as an episode.
             result = envs.env.step(actions[-1].reshape(envs.action_space.shape).copy())
             next_obs, reward, terminations, truncations, _ = result
             rewards.append(np.where(is_playing, reward, 0.0))
@@ -228,13 +228,13 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         raw_obs, actions, *returns = (torch.tensor(x, device=args.device) for x in arrays)
         standard_obs = agent.standardize(raw_obs)
         log_probs = agent.policy(standard_obs).log_prob(actions)
-        if args.norm_obs:  # only now: this rollout's actions were drawn with the old statistics
+        if args.norm_obs:  # last: this rollout's actions were sampled with the old statistics
             agent.obs_statistics.update(raw_obs)
         yield Batch(standard_obs, actions, log_probs, *(x.float() for x in returns))
 
 
 def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
-    """What agent.policy(agent.standardize(obs)).sample() does, in NumPy: faster for so few rows."""
+    """Return a NumPy form of agent.policy(agent.standardize(obs)).sample(), faster for few rows."""
     assert {type(x) for x in agent.actor} == {nn.Linear, nn.Tanh}, "other layers: use agent.policy"
     w1, b1, w2, b2, w3, b3 = (x.numpy(force=True) for x in agent.actor.parameters())
     mean, std = (x.numpy(force=True) for x in agent.obs_statistics.mean_and_std())
@@ -260,11 +260,11 @@ def make_optimizer(agent: Agent, args: Args) -> Adam:
 def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str, float]:
     """Take REINFORCE's step on one episode of each environment; return the metrics."""
     weights = batch.rewards_to_go if args.reward_to_go else batch.total_returns
-    if args.norm_returns:  # the mean serves as a crude baseline
+    if args.norm_returns:  # the mean is a simple baseline
         std, mean = torch.std_mean(weights, correction=0)
         weights = (weights - mean) / (std + 1e-8)
     policy = agent.policy(batch.obs)
-    # A sum over each episode's steps, averaged over episodes. A mean over all steps has a bias.
+    # The sum over an episode's steps, averaged over episodes. A mean over all steps is biased.
     loss = -(policy.log_prob(batch.actions) * weights).sum() / args.num_envs
     optimizer.zero_grad()
     loss.backward()
@@ -289,12 +289,12 @@ def train(args: Args) -> list[dict[str, Any]]:
 
     Raises FloatingPointError for a metric or a weight that is not finite.
     """
-    torch.set_num_threads(1)  # networks this small lose more to a second thread than they gain
+    torch.set_num_threads(1)  # networks this small are slower with two threads
     torch.manual_seed(args.seed)
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
     agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
     optimizer = make_optimizer(agent.to(args.device), args)
-    learning_rates = [group["lr"] for group in optimizer.param_groups]  # as given, not as annealed
+    learning_rates = [group["lr"] for group in optimizer.param_groups]  # before annealing
     run = Run(args, envs, agent, optimizer)
     global_step = next_checkpoint = run.rows[-1]["global_step"] if run.rows else 0
     start = time.perf_counter() - (run.rows[-1]["wall_time"] if run.rows else 0.0)
@@ -338,7 +338,7 @@ def train(args: Args) -> list[dict[str, Any]]:
 
 
 class Run:
-    """The rows of a run, and its folder and progress bar, which the process of rank 0 alone has."""
+    """The rows, folder and progress bar of a run. Only rank 0 has the folder and the bar."""
 
     def __init__(self, args: Args, envs: VectorEnv, agent: Agent, optimizer: Adam) -> None:
         self.args, self.envs, self.agent, self.optimizer = args, envs, agent, optimizer
@@ -399,19 +399,19 @@ class Run:
 
 
 def load_checkpoint(folder: str) -> dict[str, Any]:
-    """Read a run's checkpoint, executing nothing in it. Raises ValueError if there is none."""
+    """Read a run's checkpoint without running code in it. Raises ValueError if that fails."""
     try:
         checkpoint = torch.load(f"{folder}/checkpoint.pt", map_location="cpu", weights_only=True)
         if checkpoint["algorithm"] != ALGORITHM:
             raise ValueError(f"it is one of {checkpoint['algorithm']}")
         checkpoint["args"] |= {"run_dir": None, "resume": folder}
-    except Exception as e:  # torch raises many kinds
+    except Exception as e:  # torch raises many kinds of exception
         raise ValueError(f"--resume: expected a run of {ALGORITHM}, got {folder!r}: {e}") from e
     return checkpoint
 
 
 def mean_over_ranks(*tensors: Tensor) -> Tensor:
-    """Replace tensors by their means over torchrun's processes, all at once; return the first."""
+    """Replace tensors by their means over all ranks, in one all_reduce; return the first."""
     if WORLD_SIZE > 1:
         vector = nn.utils.parameters_to_vector(tensors)
         torch.distributed.all_reduce(vector)
@@ -421,7 +421,7 @@ def mean_over_ranks(*tensors: Tensor) -> Tensor:
 
 if __name__ == "__main__":
     args = tyro.cli(Args)
-    if args.resume is not None:  # once more, with the run's arguments as defaults
+    if args.resume is not None:  # parse again, with the run's arguments as defaults
         args = tyro.cli(Args, default=Args(**load_checkpoint(args.resume)["args"]))
     if WORLD_SIZE > 1:
         torch.distributed.init_process_group()

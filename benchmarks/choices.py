@@ -22,18 +22,18 @@ import sys
 import tempfile
 import time
 from collections import deque
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from common import ROOT, table
 from gymnasium.wrappers.vector import FlattenObservation, NormalizeReward
 from torch import nn
 from torch.distributions import Categorical, Distribution
 from torch.optim import Adam
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(ROOT))
 import ppo_clip
 import trpo
 
@@ -212,8 +212,9 @@ def speeds(script: ModuleType, options: dict[str, Any], seed: int) -> list[float
     return [steps / (ends[-1] - ends[0]), steps / (sum(ends[1:]) - sum(starts[1:]))]
 
 
-def compare(choice: Choice, rounds: int) -> None:
-    ratios = []
+def compare(choice: Choice, rounds: int) -> list[list[str]]:
+    """The rows of the table for a choice."""
+    rows, ratios = [], []
     for seed in range(rounds + 1):
         for turn in (seed, seed + 1):  # who begins changes
             if turn % 2:
@@ -231,7 +232,8 @@ def compare(choice: Choice, rounds: int) -> None:
         per_line = f"{gain / choice.lines:.1f}" if choice.lines else "—"
         cells = [choice.name + part, "yes" if choice.kept else "no", f"{choice.lines}"]
         cells += [f"{gain:.1f} ({min(gains):.1f} to {max(gains):.1f})", per_line]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        rows.append(cells)
+    return rows
 
 
 if __name__ == "__main__":
@@ -242,8 +244,6 @@ if __name__ == "__main__":
     parser.add_argument("--only", default="", help="only choices whose name has this in it")
     arguments = parser.parse_args()
 
-    print("| choice | kept | lines | gain, % | gain per line, % |")
-    print("| --- | --- | ---: | ---: | ---: |")
-    for one in CHOICES:
-        if arguments.only in one.name:
-            compare(one, arguments.rounds)
+    chosen = [choice for choice in CHOICES if arguments.only in choice.name]
+    rows = [row for choice in chosen for row in compare(choice, arguments.rounds)]
+    print(table(["choice", "kept", "lines", "gain, %", "gain per line, %"], rows))

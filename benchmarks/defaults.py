@@ -1,14 +1,13 @@
-"""Train our scripts and their peers, all with their defaults, on nine kinds of task, and write
-results/defaults.md and results/defaults.png.
+"""Train our scripts and their peers, all with their defaults, on nine kinds of task; print Markdown
+tables, and draw results/defaults.png.
 
     python benchmarks/defaults.py
     python benchmarks/defaults.py --programs ppo_clip.py "SB3 PPO" --tasks LunarLander-v3
-    python benchmarks/defaults.py --seeds 0     # runs nothing, writes the page anew
+    python benchmarks/defaults.py --seeds 0     # trains nothing, prints the tables again
 
-Peers are Stable-Baselines3's PPO and A2C and sb3-contrib's TRPO, in an environment of their own,
-which results/throughput.md says how to make. A run has 200,000 steps. Its return is the mean of the
-last 100 training episodes, the environment's own, undiscounted. Chance is a policy that draws
-actions uniformly.
+Peers are Stable-Baselines3's PPO and A2C and sb3-contrib's TRPO, in an environment that
+throughput.py says how to make. A run has 200,000 steps. Its return is the mean of the last 100
+training episodes, the environment's own, undiscounted. Chance draws actions uniformly.
 
 results/defaults.csv keeps a line for each run, with its return after each 10,000 steps. A run that
 has one is not made again, unless its script has changed in more than comments and docstrings. So
@@ -16,22 +15,16 @@ this goes on where it was stopped. Two runs at a time, one thread each; 405 runs
 """
 
 import argparse
-import ast
 import csv
-import hashlib
-import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import gymnasium
 import numpy as np
+from common import ROOT, SB3, fingerprint, has, run_peer, run_script, table
 from matplotlib.figure import Figure
-from throughput import has
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results/defaults.csv"
 STEPS = 200_000
 GRID = range(10_000, STEPS + 1, 10_000)
@@ -53,32 +46,22 @@ COLUMNS = ["ppo_clip.py", "ppo_kl.py", "SB3 PPO", "trpo.py", "sb3-contrib TRPO",
 COLUMNS += ["SB3 A2C", "reinforce.py", "chance"]
 
 
-def fingerprint(program: str) -> str:
-    """What tells whether a script has changed: a hash of its statements."""
-    if program not in OURS:
-        return ""
-    tree = ast.parse((ROOT / program).read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            if ast.get_docstring(node) is not None:
-                del node.body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:8]
+def text_of(program: str) -> str:
+    """What tells whether a script has changed."""
+    return fingerprint(ROOT / program) if program in OURS else ""
 
 
 def our_run(program: str, task: str, seed: int) -> list[float]:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / program, "--env", task, "--seed", str(seed), "--quiet"]
-        steps = ["--total-timesteps", str(STEPS)]
-        subprocess.run([*command, *steps, "--run-dir", f"{folder}/run"], check=True)
-        rows = np.genfromtxt(f"{folder}/run/metrics.csv", delimiter=",", names=True)
-    return curve(rows["global_step"], rows["episodic_return"])
+    options = f"--env {task} --seed {seed} --total-timesteps {STEPS}"
+    rows, _ = run_script([program, *options.split()])
+    returns = [float(row["episodic_return"] or "nan") for row in rows]
+    return curve([int(row["global_step"]) for row in rows], returns)
 
 
 def peer_run(python: str, program: str, task: str, seed: int) -> list[float]:
     algorithm = program.split()[-1].lower()
-    command = [python, ROOT / "benchmarks/peers.py", "defaults", algorithm, task, STEPS, seed]
-    run = subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE, text=True)
-    steps, returns = np.loadtxt(run.stdout.splitlines(), ndmin=2).T
+    process = run_peer(python, "defaults", algorithm, task, STEPS, seed)
+    steps, returns = np.loadtxt(process.output.splitlines(), ndmin=2).T
     return curve(steps, [returns[max(0, i - 99) : i + 1].mean() for i in range(len(returns))])
 
 
@@ -109,12 +92,12 @@ def read() -> dict[tuple[str, str, int], dict[str, str]]:
     if not RESULTS.exists():
         return {}
     with open(RESULTS, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["text"] == fingerprint(row["program"])]
+        rows = [row for row in csv.DictReader(file) if row["text"] == text_of(row["program"])]
     return {(row["task"], row["program"], int(row["seed"])): row for row in rows}
 
 
 def make(python: str, task: str, program: str, seed: int) -> None:
-    start, text = time.perf_counter(), fingerprint(program)
+    start, text = time.perf_counter(), text_of(program)
     if program == "chance":
         returns = chance(task, seed)
     elif program in OURS:
@@ -128,7 +111,7 @@ def make(python: str, task: str, program: str, seed: int) -> None:
         if is_new:
             writer.writerow(["task", "program", "seed", "text", "seconds", *GRID])
         writer.writerow([task, program, seed, text, seconds, *(f"{x:.5g}" for x in returns)])
-    print(f"{task} {program} {seed}: {returns[-1]:.1f} in {seconds} s", flush=True)
+    print(f"{task} {program} {seed}: {returns[-1]:.1f} in {seconds} s", file=sys.stderr)
 
 
 def finite_mean(rows: list[dict[str, str]], column: int) -> float:
@@ -136,7 +119,7 @@ def finite_mean(rows: list[dict[str, str]], column: int) -> float:
     return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else np.nan
 
 
-def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
+def tables(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
     last = {key: [float(row[str(STEPS)]) for row in rows] for key, rows in runs.items()}
 
     def cell(task: str, program: str) -> str:
@@ -159,10 +142,6 @@ def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
         words = {1: "ahead", 0: "equal", -1: "behind"}
         return f"{words[int(np.sign(difference))]}, {gain:.2f}"
 
-    def table(header: list[str], rows: list[list[str]]) -> str:
-        ruler = ["---", *["---:"] * (len(header) - 1)]
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in [header, ruler, *rows])
-
     made = sum(map(len, last.values()))
     returns = [[task, *(cell(task, x) for x in COLUMNS)] for task in TASKS]
     ahead = [[task, *(compared(task, x) for x in PEER_OF)] for task in TASKS]
@@ -177,37 +156,24 @@ def page(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
         for program in COLUMNS[:-1]
         if (task, program) in last
     ]
-    return f"""# Ours and the peers, all with their defaults
+    ahead_header = ["task", *(f"{x} : {PEER_OF[x]}" for x in PEER_OF)]
+    return f"""{made} of {len(TASKS) * len(COLUMNS) * 5} runs.
 
-`python benchmarks/defaults.py` trains every program for {STEPS:,} steps on each task with each of
-five seeds, and writes this page. {made} of {len(TASKS) * len(COLUMNS) * 5} runs are made so far.
-A return is the mean of the last 100 training episodes, ± one standard deviation over the seeds.
-Where episodes have 1,000 steps, as in HalfCheetah-v5, that is the second half of the training. The
-last column draws actions at random.
-
-Our defaults were chosen on these tasks, and partly on these seeds, which is in our favour.
-[default_values.md](default_values.md) says what was tried.
-
-![Learning curves of all programs, a panel a task](defaults.png)
+Returns, mean ± standard deviation over the seeds:
 
 {table(["task", *COLUMNS], returns)}
 
-Who is ahead of its peer (SB3 is Stable-Baselines3), and its gain over chance as a multiple of the
-peer's, (ours − chance) ÷ (peer − chance). A negative multiple means that the peer ends below
-chance. On MountainCarContinuous-v0 the peers learn to stand still, which pays 0. Five seeds do not
-separate means that differ by less than their deviations.
+Who is ahead of its peer, and its gain over chance as a multiple of the peer's:
 
-{table(["task", *(f"{x} : {PEER_OF[x]}" for x in PEER_OF)], ahead)}
+{table(ahead_header, ahead)}
 
-Seconds of a whole process, medians. Other runs went on beside these, so take them as rough; equal
-work is timed in [throughput.md](throughput.md).
+Seconds of a whole process, medians:
 
 {table(["task", *COLUMNS[:-1]], seconds)}
 
 Every seed, in the seeds' order:
 
-{table(["task", "program", "returns"], seeds)}
-"""
+{table(["task", "program", "returns"], seeds, names=2)}"""
 
 
 def draw(runs: dict[tuple[str, str], list[dict[str, str]]]) -> Figure:
@@ -238,11 +204,7 @@ if __name__ == "__main__":
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 1 to this")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
-    parser.add_argument(
-        "--python",
-        default=str(ROOT / ".peers/sb3/bin/python"),
-        help="the Python that has the peers",
-    )
+    parser.add_argument("--python", default=SB3, help="the Python that has the peers")
     args = parser.parse_args()
     done = read()
     missing = [
@@ -260,7 +222,7 @@ if __name__ == "__main__":
     runs: dict[tuple[str, str], list[dict[str, str]]] = {}
     for (task, program, _), row in sorted(read().items()):
         runs.setdefault((task, program), []).append(row)
-    (ROOT / "results/defaults.md").write_text(page(runs))
+    print(tables(runs))
     draw(runs).savefig(ROOT / "results/defaults.png", dpi=100)
     for future in futures:  # the others have gone on
         future.result()

@@ -1,12 +1,11 @@
 """Time gae_fast.gae beside a NumPy loop, numba and rlox, and print a Markdown table.
 
-    python benchmarks/gae.py
+    pip install numba rlox==1.2.0 && python benchmarks/gae.py
 
-Every contender gets time-major float64 arrays with boolean terminations and truncations, and
-returns the advantages and returns in the same order. rlox knows only one kind of episode end and
-wants each environment's steps together, so it is given the terminations alone and is charged the
-transposes. A contender that is not installed is left out. Times are medians over rounds in which
-the contenders take turns; the ratios carry over to another machine better.
+All four get time-major float64 arrays with boolean terminations and truncations, and return the
+advantages and returns in the same order. rlox knows only one kind of episode end and wants each
+environment's steps together. So it is given the terminations alone, and its times include the
+transposes. What is not installed is left out. They take turns; times are medians over the rounds.
 """
 
 import functools
@@ -14,6 +13,7 @@ import statistics
 import timeit
 
 import numpy as np
+from common import table
 
 import gae_fast
 
@@ -82,13 +82,7 @@ else:
 build = "compiled" if gae_fast.COMPILED else "interpreted"
 print(f"gae_fast {gae_fast.__version__}, {build}; NumPy {np.__version__}\n")
 others = [name for name in contenders if name != "gae_fast"]
-print(
-    "| (T, N) | "
-    + " | ".join(f"{name} µs" for name in contenders)
-    + " | "
-    + " | ".join(f"{x} ÷ gae_fast" for x in others)
-)
-print("| --- |" + " ---: |" * (len(contenders) + len(others)))
+rows = []
 for num_steps, num_envs in SIZES:
     rng = np.random.default_rng(0)
     rewards = rng.standard_normal((num_steps, num_envs))
@@ -109,4 +103,6 @@ for num_steps, num_envs in SIZES:
     median = {name: statistics.median(times[name]) for name in contenders}
     cells = [f"{median[name]:.1f}" for name in contenders]
     cells += [f"{median[x] / median['gae_fast']:.2f}" for x in others]
-    print(f"| ({num_steps}, {num_envs}) | " + " | ".join(cells) + " |")
+    rows.append([f"({num_steps}, {num_envs})", *cells])
+header = [*(f"{name} µs" for name in contenders), *(f"{name} ÷ gae_fast" for name in others)]
+print(table(["(T, N)", *header], rows))

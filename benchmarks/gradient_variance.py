@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import ROOT, table
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(ROOT))
 
 import gae_fast
 import reinforce
@@ -196,21 +197,15 @@ returns = ", ".join(f"{mean_return:.0f}" for mean_return, _ in measured)
 noise, bias, unseen = np.stack([figures for _, figures in measured], axis=1)
 print(f"{args.env}, {args.episodes} episodes of each of {args.seeds} policies,", end=" ")
 print(f"whose mean returns are {returns}\n")
-print("| weight | noise, geometric mean | from | to | bias, mean | from | to | unseen |")
-print("| --- |" + " ---: |" * 7)
+rows = []
 for i, name in enumerate(WEIGHTS):
     cells = [geometric_mean(noise[:, i]), noise[:, i].min(), noise[:, i].max()]
-    has_bias = "λ" in name and "λ = 1" not in name
-    cells += (
-        [bias[:, i].mean(), bias[:, i].min(), bias[:, i].max(), unseen[:, i].mean()]
-        if has_bias
-        else []
-    )
-    print(
-        f"| {name} | "
-        + " | ".join(f"{cell:.3g}" for cell in cells)
-        + " |"
-        + (" none | | | |" if not has_bias else "")
-    )
+    if "λ" in name and "λ = 1" not in name:
+        cells += [bias[:, i].mean(), bias[:, i].min(), bias[:, i].max(), unseen[:, i].mean()]
+    cells = [f"{cell:.3g}" for cell in cells]
+    rows.append([name, *cells, *["none", "", "", ""][: 7 - len(cells)]])
+header = ["noise, geometric mean", "least", "greatest"]
+header += ["bias, mean", "least bias", "greatest bias", "unseen bias"]
+print(table(["weight", *header], rows))
 if args.out:
     draw(noise, bias, f"{args.env}: gradient estimates at {args.seeds} fixed policies", args.out)

@@ -6,19 +6,24 @@ that solving took.
     PYTHON benchmarks/peers.py rlox-ppo  ENV NUM_ENVS NUM_STEPS NUM_MINIBATCHES EPOCHS STEPS SEED
     PYTHON benchmarks/peers.py rlox-vpg  (and rlox-trpo) likewise; these fit their critic to all of
                                          a rollout at once
+    PYTHON benchmarks/peers.py cleanrl-ppo PPO.PY  ENV NUM_ENVS ... (as above)
     PYTHON benchmarks/peers.py sb3-solve SEED
     PYTHON benchmarks/peers.py defaults  ppo|trpo|a2c ENV STEPS SEED
 
 PYTHON is that of an environment with the package in it. throughput.py, solve.py and defaults.py run
 this; nothing of ours is imported. One torch thread. What is timed is the training alone: imports
-and the making of agents are left out. EPOCHS are those of the critic in TRPO and VPG. sb3-solve
-trains PPO on CartPole-v1 with the settings that RL Zoo has tuned for it until the mean of the last
-100 episodes is 475. defaults trains with what the library sets by itself and prints a line for each
-episode: the steps taken when it ended, and its return.
+and the making of agents are left out. EPOCHS are those of the critic in TRPO and VPG. PPO.PY is
+CleanRL's script, which times itself. sb3-solve trains PPO on CartPole-v1 with the settings that RL
+Zoo has tuned for it until the mean of the last 100 episodes is 475. defaults trains with what the
+library sets by itself and prints a line for each episode: the steps taken when it ended, and its
+return.
 """
 
 import math
+import os
+import runpy
 import sys
+import tempfile
 import time
 
 import torch
@@ -140,6 +145,16 @@ if kind == "sb3-solve":
 elif kind == "defaults":
     algorithm, env, steps, seed = arguments
     train_with_defaults(algorithm, env, int(steps), int(seed))
+elif kind == "cleanrl-ppo":
+    script, *values = arguments
+    names = "env-id num-envs num-steps num-minibatches update-epochs total-timesteps seed".split()
+    os.chdir(tempfile.mkdtemp())  # where it leaves its event files
+    sys.argv = [
+        script,
+        "--no-cuda",
+        *(x for pair in zip(names, values) for x in (f"--{pair[0]}", pair[1])),
+    ]
+    runpy.run_path(script, run_name="__main__")  # its last line is "SPS: " and a number
 else:
     package, algorithm = kind.split("-")
     env, (num_envs, num_steps, num_minibatches, epochs, steps, seed) = (

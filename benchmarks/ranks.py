@@ -32,8 +32,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import tyro
+from common import ROOT, table
 
-ROOT = Path(__file__).parent.parent
 CHEETAH = "--env HalfCheetah-v5 --num-envs 32"
 # What runs, and its steps in all for each rank.
 SETTINGS = [
@@ -172,9 +172,7 @@ def main() -> None:
     bind = not options.free and hasattr(os, "sched_setaffinity")
 
     print(f"{options.rounds} rounds, {'a core for each rank' if bind else 'ranks free to move'}\n")
-    print("| settings of each rank | ranks | steps/s | × one rank | efficiency ", end="")
-    print("| communication | s an iteration |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    rows = []
     for command, steps in SETTINGS:
         if options.only not in command:
             continue
@@ -192,15 +190,16 @@ def main() -> None:
             ratio = statistics.median(ratios)
             spread = f" ({ratios[0]:.2f} to {ratios[-1]:.2f})" if name != "1" else ""
             efficiency = ratio / int(name.split()[0])
-            row = f"{command} | {name} | {speed:,.0f} | {ratio:.2f}{spread} | {efficiency:.0%}"
-            print(f"| {row} | {communication:.0%} | {iteration:.3f} |", flush=True)
+            cells = [f"{command}, {name}", f"{speed:,.0f}", f"{ratio:.2f}{spread}"]
+            rows.append([*cells, f"{efficiency:.0%}", f"{communication:.0%}", f"{iteration:.3f}"])
+    header = ["settings of each rank, ranks", "steps/s", "× one rank", "efficiency"]
+    print(table([*header, "communication", "s an iteration"], rows))
 
     for ranks in options.ranks:
         figures = figures_of(start("ppo_clip.py", ranks, bind))
-        print(f"\n| floats in a message between {ranks} ranks, µs | {' | '.join(WAYS)} |")
-        print("| ---: |" + " ---: |" * len(WAYS))
-        for size, *times in zip(SIZES, *(figures[way] for way in WAYS)):
-            print(f"| {size:,} | " + " | ".join(f"{x:,.0f}" for x in times) + " |")
+        times = zip(*(figures[way] for way in WAYS))
+        rows = [[f"{n:,}", *(f"{x:,.0f}" for x in row)] for n, row in zip(SIZES, times)]
+        print(f"\n{table([f'floats in a message between {ranks} ranks, µs', *WAYS], rows)}")
 
 
 if __name__ == "__main__":

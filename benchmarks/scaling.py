@@ -15,18 +15,18 @@ import argparse
 import statistics
 import sys
 import time
-from pathlib import Path
 
 import matplotlib
 import torch
 
 matplotlib.use("Agg")
+from common import ROOT, table
 from gymnasium.vector import VectorEnv
 from matplotlib import pyplot
 from torch.optim import Adam
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(ROOT))
 import ppo_clip
 
 PARTS = ("environment", "acting", "values and advantages", "update")
@@ -111,12 +111,12 @@ def operations_of_a_minibatch() -> int:
     return counts[1] - counts[0]
 
 
-def table(title: str, results: dict[int, list[float]]) -> None:
-    print(f"\n| {title} | steps/s | {' | '.join(PARTS)} |")
-    print("| ---: |" + " ---: |" * (len(PARTS) + 1))
-    for x, (speed, *seconds) in results.items():
-        cells = [f"{x:,}", f"{speed:,.0f}", *(f"{s / sum(seconds):.0%}" for s in seconds)]
-        print(f"| {' | '.join(cells)} |")
+def print_table(title: str, results: dict[int, list[float]]) -> None:
+    rows = [
+        [f"{x:,}", f"{speed:,.0f}", *(f"{part / sum(seconds):.0%}" for part in seconds)]
+        for x, (speed, *seconds) in results.items()
+    ]
+    print(f"\n{table([title, 'steps/s', *PARTS], rows)}")
 
 
 parser = argparse.ArgumentParser(
@@ -146,9 +146,9 @@ for size in (32, 64, 128, 256, 512, 1024, 2048, 4096):
     over_minibatch[size] = measure(args, options.seconds)
 ceiling, tanh_share = networks_alone()
 
-table("num_envs, native", over_envs["native"])
-table("num_envs, sync", over_envs["sync"])
-table("minibatch", over_minibatch)
+print_table("num_envs, native", over_envs["native"])
+print_table("num_envs, sync", over_envs["sync"])
+print_table("minibatch", over_minibatch)
 print(f"\nThe networks alone: {ceiling:,.0f} steps/s, of which tanh takes {tanh_share:.0%}.")
 print(f"A minibatch step is {operations_of_a_minibatch()} operations.")
 

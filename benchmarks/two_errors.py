@@ -13,12 +13,12 @@ import sys
 import tempfile
 import types
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
 import numpy as np
+from common import ROOT, table
 from matplotlib.figure import Figure
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(ROOT))
 
 import gae_fast
 import ppo_clip
@@ -104,13 +104,7 @@ if __name__ == "__main__":
     with ProcessPoolExecutor(args.jobs, max_tasks_per_child=1) as pool:
         tables = list(pool.map(train, jobs))
     columns = ["episodic_return", "frac_kill", "frac_pass", "approx_kl"]
-    print(
-        "| env | | "
-        + " | ".join(columns)
-        + " | returns |\n| --- | --- |"
-        + " ---: |" * len(columns)
-        + " --- |"
-    )
+    lines = []
     curves = []
     for i, (label, (_, options)) in enumerate(contenders.items()):
         of_label = tables[i * len(seeds) : (i + 1) * len(seeds)]
@@ -125,6 +119,7 @@ if __name__ == "__main__":
             *(f"{np.mean(x):.3f}" for x in half.values()),
         ]
         cells.append(" ".join(f"{x:.0f}" for x in last))
-        print(f"| {options['env']} | {label} | {' | '.join(cells)} |")
+        lines.append([options["env"], label, *cells])
+    print(table(["task", "objective", *columns, "returns"], lines, names=2))
     if args.out:
         draw(curves, args.out)

@@ -1,10 +1,10 @@
 """Generalised advantage estimation and rewards-to-go, compiled by mypyc where a C compiler is found.
 
     advantages, returns = gae_fast.gae(rewards, values, terminations, truncations, gamma, gae_lambda)
-    returns = gae_fast.rewards_to_go(rewards, dones, gamma)
+    rewards_to_go = gae_fast.rewards_to_go(rewards, dones, gamma)
 
 Time is the first axis, environments the second; T steps of one environment may come as (T,). `COMPILED` is True when
-the compiled build is in use; the interpreted one gives the same numbers to the bit, many times more slowly.
+the compiled build is in use; the interpreted build gives bit-identical numbers, but slower.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 try:
     from gae_fast.recursions import sweep
-except ImportError:  # compiled for another machine, or mypyc's runtime is not installed: the source will do
+except ImportError:  # compiled for another machine, or mypyc's runtime is missing: use the source
     _spec = importlib.util.spec_from_file_location("gae_fast.recursions", Path(__file__).with_name("recursions.py"))
     assert _spec and _spec.loader
     _source = importlib.util.module_from_spec(_spec)
@@ -30,8 +30,8 @@ __version__ = "0.1.0"
 
 COMPILED: bool = not isinstance(sweep, types.FunctionType)
 
-# Elements swept at a time: 64 KB of float64, which stays in the cache and which malloc reuses, where whole arrays of
-# megabytes would cost a page fault for every 4 KB.
+# Elements per call of sweep: 64 KB of float64 stay in the cache, and malloc reuses the memory.
+# Whole arrays of megabytes would cost one page fault per 4 KB.
 BLOCK_SIZE = 8192
 
 
@@ -43,7 +43,7 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the advantages GAE(γ, λ) and the returns that a critic is fitted to.
+    """Return the advantages GAE(γ, λ) and the returns, the targets of the value function V.
 
     δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
     Â_t = δ_t + γ λ (1 − (terminated_t or truncated_t)) Â_{t+1};  returns = Â + V
@@ -51,9 +51,9 @@ def gae(
     Args:
         rewards: r_t, shape (T, N) or (T,).
         values: V(s_t), shape (T + 1, N) or (T + 1,); the last row is V(s_T). The row after a truncated step holds the
-            value of the episode's last observation; the one after a terminated step is not used.
+            value of the episode's last observation; Â_t of a terminated step ignores row t + 1.
         terminations: where the episode reached a terminal state, the shape of rewards, booleans or 0s and 1s.
-        truncations: where the episode was cut short (by a time limit, say), likewise.
+        truncations: where the episode was truncated, for example by a time limit; same shape.
         gamma: discount γ in [0, 1].
         gae_lambda: λ in [0, 1]; 0 gives the one-step TD error, 1 the Monte-Carlo return minus V(s_t).
 
@@ -78,7 +78,7 @@ def gae(
     single = rewards.dtype.char == "f"
 
     if rewards.size <= BLOCK_SIZE:
-        # What the loop below does, without its slicing, which would cost as much again as the arithmetic.
+        # The loop below for one block, without slicing: slicing would double the time.
         rewards, values = np.asarray(rewards, np.float64).ravel(), np.asarray(values, np.float64)
         swept = np.array(
             sweep(rewards, values.ravel(), terminations.tobytes(), ends.tobytes(), next_advantages, gamma, gae_lambda)
@@ -107,7 +107,7 @@ def gae(
 def rewards_to_go(rewards: ArrayLike, dones: ArrayLike, gamma: float) -> NDArray[Any]:
     """Return the discounted sum of the rewards from each step to the end of its episode.
 
-    R̂_t = r_t + γ (1 − done_t) R̂_{t+1}, with nothing beyond the last row.
+    R̂_t = r_t + γ (1 − done_t) R̂_{t+1}, with R̂_T = 0.
 
     Args:
         rewards: r_t, shape (T, N) or (T,).
@@ -124,7 +124,7 @@ def rewards_to_go(rewards: ArrayLike, dones: ArrayLike, gamma: float) -> NDArray
     """
     rewards = _rewards(rewards)
     dones = _flags("dones", dones, rewards.shape)
-    # R̂ is Â at λ = 1 under a critic that says 0 everywhere.
+    # R̂ is Â for λ = 1 and V = 0.
     no_values = np.zeros((len(rewards) + 1, *rewards.shape[1:]))
     return gae(rewards, no_values, dones, np.zeros_like(dones), gamma, 1.0)[0]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 try:
     from librt.vecs import extend, vec
     from mypy_extensions import i64
-except ImportError:  # not installed, only copied: lists hold the same numbers
+except ImportError:  # the folder was copied, not installed: use lists
     from gae_fast.lists import extend, i64, vec  # type: ignore[assignment]
 
 
@@ -36,12 +36,12 @@ def sweep(
     latest = advantage[k]
     while k > 0:
         k -= 1
-        # With one environment Â_{t+1} is what was computed last: reading it back from memory would double the time.
+        # With one environment Â_{t+1} is `latest`. Reading it from memory would double the time.
         next_advantage = latest if num_envs == 1 else advantage[k + num_envs]
         if not ends[k]:
             delta = advantage[k] + gamma * value[k + num_envs] - value[k]
             latest = delta + trace_decay * next_advantage
-        elif not terminations[k]:  # truncated: the episode would have gone on, worth V(s_{t+1})
+        elif not terminations[k]:  # truncated: V(s_{t+1}) stands for later rewards
             latest = advantage[k] + gamma * value[k + num_envs] - value[k]
         else:
             latest = advantage[k] - value[k]

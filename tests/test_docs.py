@@ -1,6 +1,9 @@
-"""The documents lead to what they name: files, lines, pictures, and commands that parse.
+"""The documents lead to what they name: files, lines, pictures, commands that parse, and figures.
 
 python tests/test_docs.py renews the line numbers.
+
+A figure that README or docs/ quote is the text of a link to its page. The link's title names the
+row and the columns: [451 ± 54](results/gradient.md#the-section "reinforce | mean | deviation").
 """
 
 import ast
@@ -18,6 +21,9 @@ DOCUMENTS = [
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("results/*.md")),
 ]
+TEXTS = [path for path in DOCUMENTS if path.parent.name != "results"]  # which quote figures
+QUOTE = re.compile(r'\[([^]\n]+)\]\(([\w./]*results/\w+\.md)#([\w-]+) "([^"\n]+)"\)')
+CELLS = re.compile(r"<!-- cells of (\S+) -->\n((?:\|.*\n)+)")
 LINE_LINK = re.compile(r"\[`([^`]+)`\]\(([\w./]+\.py)#L(\d+)(?:-L(\d+))?\)")
 
 each_document = pytest.mark.parametrize(
@@ -57,13 +63,17 @@ def test_links_to_lines_are_where_the_code_is(document):
 def headings(document):
     """The anchors that GitHub gives to a document's headings."""
     found = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+    return {anchor_of(heading) for heading in found}
+
+
+def anchor_of(heading):
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 @each_document
 def test_links_lead_to_something(document):
     text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r'\]\(([^)\s]+)(?: "[^"]*")?\)', text):
         path, _, anchor = target.partition("#")
         if target.startswith("http"):
             continue
@@ -71,6 +81,107 @@ def test_links_lead_to_something(document):
         assert other.exists(), target
         if anchor and other.suffix == ".md":
             assert anchor in headings(other), target
+
+
+def section(document, anchor):
+    """What stands below the heading with this anchor, up to the next heading as high."""
+    text = document.read_text(encoding="utf-8")
+    for match in re.finditer(r"^(#+) (.+)$", text, re.MULTILINE):
+        if anchor_of(match[2]) == anchor:
+            return re.split(rf"^#{{1,{len(match[1])}}} ", text[match.end() :], flags=re.MULTILINE)[
+                0
+            ]
+    raise AssertionError(f"{document.name} has no heading #{anchor}")
+
+
+def tables(text):
+    """The rows of each Markdown table, as dictionaries by column."""
+    for match in re.finditer(r"(?:^\|.*\|\n?)+", text, re.MULTILINE):
+        lines = [[x.strip() for x in line.strip("|").split("|")] for line in match[0].splitlines()]
+        yield [dict(zip(lines[0], line)) for line in lines[2:]]
+
+
+def numbers_in(text):
+    text = text.replace("−", "-").replace(",", "")
+    return re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?(?:e-?\d+)?", text)
+
+
+def is_rounding(quoted, number):
+    """Whether a number rounds to a quoted one: to its decimals, or at its trailing zeros."""
+    _, _, decimals = quoted.partition(".")
+    zeros = len(quoted) - len(quoted.rstrip("0")) if abs(float(quoted)) >= 1000 else 0
+    places = [len(decimals)] if decimals else range(0, -zeros - 1, -1)
+    return any(abs(float(quoted) - float(number)) <= 0.5001 * 10.0**-x for x in places)
+
+
+def quoted_from(page, anchor, title):
+    """The numbers in the cells that the title of a quotation names."""
+    name, *columns = title.split(" | ")
+    found = [
+        [row[column] for column in columns]
+        for rows in tables(section(page, anchor))
+        for row in rows
+        if name in (list(row.values())[0], ", ".join(list(row.values())[:2]))
+        and {*columns} <= {*row}
+    ]
+    assert len(found) == 1 and columns, f"{title!r} is {len(found)} rows of {page.name}#{anchor}"
+    return [number for cell in found[0] for number in numbers_in(cell)]
+
+
+def quotations(document):
+    return [
+        pytest.param(document, *match.groups(), id=f"{document.name}-{match[1]}-{match[4]}")
+        for match in QUOTE.finditer(document.read_text(encoding="utf-8"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("document", "text", "page", "anchor", "title"), [x for text in TEXTS for x in quotations(text)]
+)
+def test_a_quoted_figure_is_that_of_the_page(document, text, page, anchor, title):
+    numbers = quoted_from(document.parent / page, anchor, title)
+    if "%" in text:
+        numbers = [str(100 * float(x)) for x in numbers]
+    assert numbers_in(text), f"{text!r} has no figure"
+    for quoted in numbers_in(text):  # in the order of the cells
+        while numbers and not is_rounding(quoted, numbers[0]):
+            numbers.pop(0)
+        assert numbers, f"{quoted} is not what {page}#{anchor} says of {title}"
+        numbers.pop(0)
+
+
+def test_quoted_figures_are_many():
+    assert sum(len(quotations(text)) for text in TEXTS) > 30
+
+
+@pytest.mark.parametrize("document", TEXTS, ids=lambda path: path.name)
+def test_a_table_of_figures_is_part_of_one_on_the_page(document):
+    text = document.read_text(encoding="utf-8")
+    for page, lines in CELLS.findall(text):
+        rows = [
+            [row[column] for column in header]
+            for header in [next(tables(lines))[0].keys()]
+            for table in tables((document.parent / page).read_text(encoding="utf-8"))
+            for row in table
+            if {*header} <= {*row}
+        ]
+        for row in next(tables(lines)):
+            assert list(row.values()) in rows, f"{page} has no such row: {row}"
+
+
+@pytest.mark.parametrize("document", TEXTS, ids=lambda path: path.name)
+def test_no_mean_and_deviation_is_copied_by_hand(document):
+    text = CELLS.sub("", QUOTE.sub("", document.read_text(encoding="utf-8")))
+    assert not re.findall(r".*\d ± \d.*", text)
+
+
+def test_readme_is_short_and_counts_the_lines_of_the_scripts():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text.count("\n") <= 150
+    counts = re.findall(r"^\| \[`(\w+\.py)`\]\(\w+\.py\) \| (\d+) \|", text, re.MULTILINE)
+    assert len(counts) == 5
+    for name, count in counts:
+        assert int(count) == (ROOT / name).read_text(encoding="utf-8").count("\n"), name
 
 
 def commands_in(text):
