@@ -54,7 +54,7 @@ class Args:
     statistic: Literal["mean", "iqm"] = "mean"  # over the seeds: mean or interquartile mean
     # a return; the table gives the steps to reach it, as a mean of at least 100 episodes
     threshold: float | None = None
-    seconds: bool = True  # draw curves over seconds too; reliable only with --jobs 1
+    seconds: bool = True  # curves over seconds and seconds in the table; reliable with --jobs 1
     out: str | None = None  # new or empty folder; None: comparisons/<env>__<time>
     quiet: bool = False  # show no progress bar and no table
 
@@ -227,9 +227,9 @@ def summarize(groups: dict[str, list[Run]], args: Args) -> list[dict[str, Any]]:
             "worst": last.min(),
             "best": last.max(),
             "steps": np.median(steps),
-            "seconds": np.median(seconds),
-            "steps/s": np.median(steps / seconds),
         }
+        if args.seconds:
+            numbers |= {"seconds": np.median(seconds), "steps/s": np.median(steps / seconds)}
         row = {"run": label, "seeds": len(runs)}
         for name, x in numbers.items():
             row[name] = int(x) if name in ("steps", "steps/s") else float(f"{x:.4g}")

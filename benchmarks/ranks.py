@@ -190,10 +190,10 @@ def main() -> None:
             ratio = statistics.median(ratios)
             spread = f" ({ratios[0]:.2f} to {ratios[-1]:.2f})" if name != "1" else ""
             efficiency = ratio / int(name.split()[0])
-            cells = [f"{command}, {name}", f"{speed:,.0f}", f"{ratio:.2f}{spread}"]
+            cells = [command, name, f"{speed:,.0f}", f"{ratio:.2f}{spread}"]
             rows.append([*cells, f"{efficiency:.0%}", f"{communication:.0%}", f"{iteration:.3f}"])
-    header = ["settings of each rank, ranks", "steps/s", "× one rank", "efficiency"]
-    print(table([*header, "communication", "s an iteration"], rows))
+    header = ["settings of each rank", "ranks", "steps/s", "× one rank", "efficiency"]
+    print(table([*header, "communication", "s an iteration"], rows, names=2))
 
     for ranks in options.ranks:
         figures = figures_of(start("ppo_clip.py", ranks, bind))

@@ -177,6 +177,7 @@ def test_folders_are_labelled_by_what_differs_and_grouped_by_it(monkeypatch):
     assert folder.name.startswith("CartPole-v1__") and is_picture(folder / "learning_curves.png")
     width = int.from_bytes((folder / "learning_curves.png").read_bytes()[16:20], "big")
     assert width == 7 * 150 and axes == {"global_step"}  # no panel over seconds
+    assert "steps" in table[0] and not {"seconds", "steps/s"} & {*table[0]}
 
 
 def test_threshold_is_reached_where_the_return_is_and_a_hundred_episodes_lie_behind():
