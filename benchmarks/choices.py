@@ -108,15 +108,15 @@ class LeanCategorical(Distribution):
 
 
 def product_of_coordinates(agent, obs, damping):
-    """The product v ↦ (H + damping I) v, where H = E_t[JᵀJ] and J = ∂y/∂θ. Appendix C.1."""
+    """The product v ↦ (H + damping I) v, where H = E_t[DᵀD] and D = ∂y/∂θ. Appendix C.1."""
     parameters = trpo.policy_parameters(agent)
     y = fisher_coordinates(agent.policy(obs))
-    u = torch.zeros_like(y, requires_grad=True)  # of no consequence: Jᵀu is linear in it
-    transposed_product = trpo.flat_gradient((u * y).sum(), parameters, create_graph=True)  # Jᵀu
+    u = torch.zeros_like(y, requires_grad=True)  # any value will do: Dᵀu is linear in u
+    transposed_product = trpo.flat_gradient((u * y).sum(), parameters, create_graph=True)  # Dᵀu
 
     def product(vector):
         (jacobian_vector,) = torch.autograd.grad(transposed_product @ vector, u, retain_graph=True)
-        weighted_mean = (jacobian_vector * y).sum() / len(y)  # whose gradient is E_t[Jᵀ(J v)]
+        weighted_mean = (jacobian_vector * y).sum() / len(y)  # its gradient is E_t[Dᵀ(D v)]
         fisher_vector = trpo.flat_gradient(weighted_mean, parameters, retain_graph=True)
         return trpo.mean_over_ranks(fisher_vector) + damping * vector
 

@@ -11,9 +11,9 @@ build of torch, on which the memory depends:
     python -m venv .peers/rlox
     .peers/rlox/bin/pip install torch==2.13.0 rlox==1.2.0
 
-CleanRL is no package. --cleanrl takes the path of its ppo.py, which runs in the first of these
-environments, after .peers/sb3/bin/pip install tyro tensorboard. HalfCheetah-v5 needs MuJoCo on our
-side too.
+CleanRL is no package: copy its ppo.py to .peers/cleanrl/. It runs in the first of these
+environments, after .peers/sb3/bin/pip install tyro tensorboard. A peer that is not there is left
+out. HalfCheetah-v5 needs MuJoCo on our side too.
 
 The sizes are environments, steps of each, minibatches and epochs (of the critic in TRPO and VPG).
 They and the networks are the same for both sides. Each side steps environments in its own way: ours
@@ -26,8 +26,9 @@ is the peak of the whole process's memory.
 
 import argparse
 import statistics
+from pathlib import Path
 
-from common import RLOX, SB3, has, run_peer, run_script, table
+from common import RLOX, ROOT, SB3, has, run_peer, run_script, table
 
 SIZES = "--no-norm-obs --no-norm-reward --gamma 0.99"
 SIZES += " --num-envs {} --num-steps {} --num-minibatches {}"
@@ -60,16 +61,18 @@ if __name__ == "__main__":
     )
     parser.add_argument("--sb3", default=SB3, help="the Python that has sb3-contrib")
     parser.add_argument("--rlox", default=RLOX, help="the Python that has rlox")
-    parser.add_argument("--cleanrl", help="CleanRL's ppo.py")
+    cleanrl = str(ROOT / ".peers/cleanrl/ppo.py")
+    parser.add_argument("--cleanrl", default=cleanrl, help="CleanRL's ppo.py, for --sb3")
     parser.add_argument("--rounds", type=int, default=5, help="turns; the k-th has seed k")
     parser.add_argument("--only", default="", help="only settings whose command has this in it")
     args = parser.parse_args()
 
-    pythons = {"sb3": args.sb3, "rlox": args.rlox, "cleanrl": args.cleanrl and args.sb3}
-    for name, package in (("sb3", "sb3_contrib"), ("rlox", "rlox"), ("cleanrl", "tyro")):
-        if pythons[name] and not has(pythons[name], package):
-            print(f"{package}: not found by {pythons[name]}, left out\n")
-            pythons[name] = None
+    pythons = {"sb3": args.sb3, "rlox": args.rlox, "cleanrl": args.sb3}
+    needed = {"sb3": "sb3_contrib", "rlox": "rlox", "cleanrl": "tyro"}
+    found = {name: has(pythons[name], needed[name]) for name in needed}
+    found["cleanrl"] &= Path(args.cleanrl).exists()
+    for name in [name for name in found if not found[name]]:
+        print(f"{name}: not found, left out\n")
     rows = []
     for command, sizes, steps, peers in SETTINGS:
         if args.only not in command:
@@ -78,9 +81,11 @@ if __name__ == "__main__":
         for seed in range(1, args.rounds + 1):
             ours.append(run_ours(command, sizes, steps, seed))
             for peer in peers:
-                if python := pythons[peer.split("-")[0]]:
-                    own = [args.cleanrl] if peer == "cleanrl-ppo" else []
-                    done = run_peer(python, peer, *own, env, *sizes.split(), steps, seed)
+                package = peer.split("-")[0]
+                if found[package]:
+                    own = [args.cleanrl] if package == "cleanrl" else []
+                    values = [*own, env, *sizes.split(), steps, seed]
+                    done = run_peer(pythons[package], peer, *values)
                     speed = float(done.output.split()[-1])
                     theirs.setdefault(peer, []).append((speed, done.memory))
         speed, memory = (statistics.median(x) for x in zip(*ours))

@@ -229,6 +229,22 @@ def test_commands_parse(document, command, monkeypatch):
             assert not option.startswith("--") or f'"{option.split("=")[0]}"' in source, option
 
 
+def test_python_of_the_documents_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(ROOT)
+    script = importlib.import_module("ppo_clip")
+    script.train(script.Args(total_timesteps=2000, run_dir="runs/NAME", quiet=True))
+    blocks = [
+        block
+        for text in TEXTS
+        for block in re.findall(r"^```python\n(.*?)^```", text.read_text("utf-8"), re.M | re.S)
+    ]
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block.replace("seed=3", "seed=3, total_timesteps=2000, quiet=True"), {})
+    assert (tmp_path / "runs/again/metrics.csv").exists()
+
+
 if __name__ == "__main__":
     for document in DOCUMENTS:
         document.write_text(with_line_numbers(document), encoding="utf-8")
