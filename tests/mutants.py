@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 PPO, GAE, INIT = "ppo_clip.py", "gae_fast/recursions.py", "gae_fast/__init__.py"
 REINFORCE, VPG, TRPO, PPO_KL = "reinforce.py", "vpg.py", "trpo.py", "ppo_kl.py"
 COMPARE, PLAY, DEFAULTS = "compare.py", "play.py", "benchmarks/defaults.py"
+COMMON, REPRODUCE = "benchmarks/common.py", "benchmarks/reproduce.py"
+DOCS = "docs/from_reinforce_to_ppo.md"
 LOW_HIGH = "advantages < 0, ratio.clamp(min=low), ratio.clamp(max=high)"
 MUTANTS = [
     # gae_fast: the recursion, its ends, its blocks
@@ -224,14 +226,35 @@ MUTANTS = [
     # defaults: one set where nothing speaks against it, and the page that sets it beside the peers'
     (VPG, "gamma: float = 0.995", "gamma: float = 0.99", "defaults_of_one_name"),
     (PPO_KL, "update_epochs: int = 10", "update_epochs: int = 5", "defaults_of_one_name"),
-    (DEFAULTS, 'if row["text"] == fingerprint(row["program"])', "if row", "script_has_changed"),
-    (DEFAULTS, "if ast.get_docstring(node) is not None", "if False", "script_has_changed"),
+    (DEFAULTS, 'if row["text"] == text_of(row["program"])', "if row", "script_has_changed"),
+    (COMMON, "if ast.get_docstring(node) is not None", "if False", "script_has_changed"),
+    (
+        COMMON,
+        "if token.type == tokenize.COMMENT",
+        "if False",
+        "script_has_changed or renews_a_block",
+    ),
     (DEFAULTS, 'side="right"', 'side="left"', "at_or_before_each_step"),
     (DEFAULTS, "latest[-1] = len(steps) - 1", "pass", "at_or_before_each_step"),
     (DEFAULTS, "np.mean(ours) - np.mean(peer)", "np.mean(peer) - np.mean(ours)", "who_is_ahead"),
     (DEFAULTS, "/ (np.mean(peer) - base)", "/ np.mean(peer)", "who_is_ahead"),
     (DEFAULTS, "ddof=1", "ddof=0", "who_is_ahead or what_the_program_makes"),
     (DEFAULTS, 'not has(args.python, "sb3_contrib")', "not True", "defaults_names_a_missing_peer"),
+    # the pages, and the figures that README and docs quote
+    (REPRODUCE, 'if block["command"] != command:', "if False:", "renews_a_block"),
+    (REPRODUCE, "behind = block[0].partition", "behind = str().partition", "renews_a_block"),
+    (
+        REPRODUCE,
+        'stamp[4] == fingerprint(*measured_by(block["command"]))',
+        "True",
+        "renews_a_block",
+    ),
+    (REPRODUCE, "if changes := git(", "if False and git(", "not_committed"),
+    ("README.md", "| Pendulum-v1 | -1190 ", "| Pendulum-v1 | -1191 ", "part_of_one_on_the_page"),
+    (DOCS, "[−156 ± 8]", "[−157 ± 8]", "a_quoted_figure"),
+    (DOCS, "[−156 ± 8]", "[−156 ± 9]", "a_quoted_figure"),
+    (DOCS, "[−156 ± 8](", "−156 ± 8 (", "copied_by_hand"),
+    (DOCS, "[2.19]", "[2.9]", "a_quoted_figure"),
 ]
 
 
