@@ -113,10 +113,10 @@ def operations_of_a_minibatch() -> int:
 
 def print_table(title: str, results: dict[int, list[float]]) -> None:
     rows = [
-        [f"{x:,}", f"{speed:,.0f}", *(f"{part / sum(seconds):.0%}" for part in seconds)]
+        [f"{title} {x:,}", f"{speed:,.0f}", *(f"{part / sum(seconds):.0%}" for part in seconds)]
         for x, (speed, *seconds) in results.items()
     ]
-    print(f"\n{table([title, 'steps/s', *PARTS], rows)}")
+    print(f"\n{table(['size', 'steps/s', *PARTS], rows)}")
 
 
 parser = argparse.ArgumentParser(
@@ -146,8 +146,8 @@ for size in (32, 64, 128, 256, 512, 1024, 2048, 4096):
     over_minibatch[size] = measure(args, options.seconds)
 ceiling, tanh_share = networks_alone()
 
-print_table("num_envs, native", over_envs["native"])
-print_table("num_envs, sync", over_envs["sync"])
+print_table("num_envs", over_envs["native"])
+print_table("sync, num_envs", over_envs["sync"])
 print_table("minibatch", over_minibatch)
 print(f"\nThe networks alone: {ceiling:,.0f} steps/s, of which tanh takes {tanh_share:.0%}.")
 print(f"A minibatch step is {operations_of_a_minibatch()} operations.")
