@@ -111,10 +111,10 @@ def is_rounding(quoted, number):
     _, _, decimals = quoted.partition(".")
     zeros = len(quoted) - len(quoted.rstrip("0")) if abs(float(quoted)) >= 1000 else 0
     places = [len(decimals)] if decimals else range(0, -zeros - 1, -1)
-    return any(abs(float(quoted) - float(number)) <= 0.5001 * 10.0**-x for x in places)
+    return any(abs(float(quoted) - number) <= 0.5001 * 10.0**-x for x in places)
 
 
-def quoted_from(page, anchor, title):
+def quoted_from(page, anchor, title, as_percent):
     """The numbers in the cells that the title of a quotation names."""
     name, *columns = title.split(" | ")
     found = [
@@ -125,7 +125,11 @@ def quoted_from(page, anchor, title):
         and {*columns} <= {*row}
     ]
     assert len(found) == 1 and columns, f"{title!r} is {len(found)} rows of {page.name}#{anchor}"
-    return [number for cell in found[0] for number in numbers_in(cell)]
+    return [
+        100 * float(number) if as_percent and "%" not in cell else float(number)
+        for cell in found[0]
+        for number in numbers_in(cell)
+    ]
 
 
 def quotations(document):
@@ -139,9 +143,7 @@ def quotations(document):
     ("document", "text", "page", "anchor", "title"), [x for text in TEXTS for x in quotations(text)]
 )
 def test_a_quoted_figure_is_that_of_the_page(document, text, page, anchor, title):
-    numbers = quoted_from(document.parent / page, anchor, title)
-    if "%" in text:
-        numbers = [str(100 * float(x)) for x in numbers]
+    numbers = quoted_from(document.parent / page, anchor, title, as_percent="%" in text)
     assert numbers_in(text), f"{text!r} has no figure"
     for quoted in numbers_in(text):  # in the order of the cells
         while numbers and not is_rounding(quoted, numbers[0]):
