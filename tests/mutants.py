@@ -263,7 +263,16 @@ def tests_fail(file: str, text: str, replacement: str, tests: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
         ignored = shutil.ignore_patterns(
-            ".git", ".venv", "runs", "build", "*.egg-info", ".*_cache", "*.so", "*.pyd"
+            ".git",
+            ".venv",
+            ".peers",
+            "comparisons",
+            "runs",
+            "build",
+            "*.egg-info",
+            ".*_cache",
+            "*.so",
+            "*.pyd",
         )
         shutil.copytree(ROOT, copy, ignore=ignored)
         (copy / file).write_text((copy / file).read_text().replace(text, replacement))
