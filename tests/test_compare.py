@@ -286,7 +286,7 @@ def test_ctrl_c_ends_it_and_its_runs(tmp_path):
         # What runs behind & ignores the signal, and so do its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while len(list(tmp_path.glob("out/*.log"))) < 2:
+    while len(list(tmp_path.glob("out/*/metrics.csv"))) < 2:  # both processes have begun
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)

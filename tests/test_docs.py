@@ -242,8 +242,9 @@ def test_python_of_the_documents_runs(tmp_path, monkeypatch):
         for block in re.findall(r"^```python\n(.*?)^```", text.read_text("utf-8"), re.M | re.S)
     ]
     assert len(blocks) == 4
-    for block in blocks:
-        exec(block.replace("seed=3", "seed=3, total_timesteps=2000, quiet=True"), {})
+    for i, block in enumerate(blocks):
+        own = f"seed=3, total_timesteps=2000, quiet=True, run_dir='runs/{i}'"
+        exec(block.replace("seed=3", own), {})
     assert (tmp_path / "runs/again/metrics.csv").exists()
 
 
