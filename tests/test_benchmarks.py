@@ -183,6 +183,7 @@ def test_reproduce_renews_a_block_and_its_picture_and_leaves_the_rest(
     text = page.read_text(encoding="utf-8")
     assert (repository / "results/curves.png").read_bytes() == b"picture"
     renewed, same = reproduce.blocks(page)
+    assert renewed["picture"] == "curves.png"
     assert renewed["output"] == "| run |\n| --- |\n| vpg |" and same[0] == second[0]
     assert without(text, renewed, same) == without(PAGE, first, second)
     stamp = reproduce.STAMP.fullmatch(renewed["stamp"])
