@@ -5,12 +5,12 @@
     python compare.py --read runs/CartPole-v1__vpg__* runs/CartPole-v1__trpo__*
 
 Each run is a separate process. If a run fails, the other runs go on; the failure is reported at the
-end. The folder --out holds the folders of all runs, learning_curves.png and summary.csv.
+end. The folder --out holds the new runs' folders, learning_curves.png and summary.csv.
 
 Curves show episodic_return, the mean of a run's last 100 episodes, averaged over seeds. The shade
 is a 95 % bootstrap interval (percentiles, Efron 1979). It is too narrow for few seeds: with five
-normally distributed returns, 84 % of the intervals contain the true mean. The interquartile mean
-(Agarwal et al. 2021, arXiv 2108.13264) leaves out the worst and the best quarter of the seeds.
+normally distributed returns, 84 % of the intervals contain the true mean. --statistic iqm (Agarwal
+et al. 2021, arXiv 2108.13264) leaves out the worst and the best quarter of seeds, rounded down.
 """
 
 import csv
@@ -52,9 +52,9 @@ class Args:
     read: tuple[str, ...] = ()  # folders of finished runs to compare too
     jobs: int | None = None  # parallel runs; None: the number of cores
     statistic: Literal["mean", "iqm"] = "mean"  # over the seeds: mean or interquartile mean
-    # a return; the table gives the steps to reach it, as a mean of at least 100 episodes
+    # a return; the table gives the steps until the mean of the last 100 episodes reaches it
     threshold: float | None = None
-    seconds: bool = True  # curves over seconds and seconds in the table; reliable with --jobs 1
+    seconds: bool = True  # also draw and list seconds of training; reliable with --jobs 1
     out: str | None = None  # new or empty folder; None: comparisons/<env>__<time>
     quiet: bool = False  # show no progress bar and no table
 
@@ -73,7 +73,7 @@ class Args:
         if len(envs) > 1:
             raise ValueError(f"--read: expected runs of one environment, got {sorted(envs)}")
         if len({(run.label, run.config["seed"]) for run in runs}) < len(runs):
-            raise ValueError("--read: expected runs of other seeds or settings, got one twice")
+            raise ValueError("--read: expected runs that differ in seed or settings, got two alike")
 
 
 # ---------------------------------------------- runs ----------------------------------------------
@@ -103,7 +103,8 @@ def plan(args: Args, out: Path) -> list[Job]:
             raise ValueError(f"--runs: expected one of {[x.stem for x in SCRIPTS]}, got {name!r}")
         options = shlex.split(args.options) + own_options  # a repeated option: the last one counts
         if taken := {"--env", "--seed", "--run-dir"} & {x.split("=")[0] for x in options}:
-            raise ValueError(f"--runs: expected no {min(taken)}, which is set here, got {label!r}")
+            given = " ".join(options)
+            raise ValueError(f"--runs, --options: expected no {min(taken)}, got {given!r}")
         for seed in range(1, args.seeds + 1):
             folder = out / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', label)}__{seed}"
             own = ("--env", args.env, "--seed", str(seed), "--run-dir", str(folder), "--quiet")

@@ -45,7 +45,7 @@ class Args:
         if self.video is not None:
             path = Path(self.video)
             if path.suffix not in (".mp4", ".gif") or not os.access(path.parent, os.W_OK):
-                expected = "a file .mp4 or .gif in a folder to write to"
+                expected = "an .mp4 or .gif file in a writable folder"
                 raise ValueError(f"--video: expected {expected}, got {self.video!r}")
             if path.is_dir():
                 raise ValueError(f"--video: expected a file, got the folder {self.video!r}")
@@ -90,7 +90,7 @@ def load(args: Args) -> tuple[VectorEnv, nn.Module, str]:
 
 @contextlib.contextmanager
 def film(video: str, frames_per_second: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Yield a function that adds a frame; the file is renamed to video when it is complete."""
+    """Yield a function that adds a frame. The file gets its name when it is complete."""
     import imageio.v2  # imported here: only videos need it
 
     path = Path(video)

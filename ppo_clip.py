@@ -2,7 +2,7 @@
 
 Each iteration collects a rollout with the policy π_old and takes several epochs of minibatch steps
 on it. Each advantage Â is weighted by the ratio r. If r > 1 + ε and Â > 0, or r < 1 − ε and Â < 0,
-the gradient is zero. If r is outside on the other side, the gradient moves r back towards 1.
+the gradient is zero. With the other sign of Â, the gradient moves such an r back towards 1.
 
     L^CLIP(θ) = E_t[ min(r Â_t, clip(r, 1 − ε, 1 + ε) Â_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
@@ -60,8 +60,8 @@ class Args:
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
     run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to continue; its arguments become the defaults
-    checkpoint_every: int = 10_000  # steps of each environment before a checkpoint and a reset
+    resume: str | None = None  # folder of a run to continue there; its arguments are the defaults
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; each resets all
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and print no summary
 
@@ -165,7 +165,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal, one std for all s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with std free of s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -199,7 +199,7 @@ class Batch(NamedTuple):
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Reset the environments, then yield rollouts of num_steps rows of every environment.
 
-    Seed, iteration and rank determine all random numbers: a resumed run repeats the original.
+    Seed, iteration and rank determine all random numbers, so a stopped run resumes exactly.
     """
     seeds = np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(3).tolist()
     torch.manual_seed(seeds[0])
@@ -304,20 +304,20 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
 
 
 def clipped_surrogate(log_probs: Tensor, ratio: Tensor, advantages: Tensor, args: Args) -> Tensor:
-    """PPO-Clip's objective of each sample, (B,), in a form: all three have the same gradient.
+    """PPO-Clip's objective of each sample, (B,), in one of three forms with the same gradient.
 
     min:   min(r Â, clip(r) Â), clip(r) = clip(r, 1 − ε, 1 + ε)        eq. 7
-    phi:   r Â − Φ, Φ = (r − clip(r)) Â on I_kill, 0 elsewhere         arXiv 2606.23932, Theorem 2
-    beta:  r Â + β log π_θ, constant β = −r Â on I_kill, 0 elsewhere   the same, Theorem 1
+    phi:   r Â − Φ, Φ = (r − clip(r)) Â on I_kill (partition), else 0  arXiv 2606.23932, Theorem 2
+    beta:  r Â + β log π_θ, constant β = −r Â on I_kill, else 0        the same, Theorem 1
     """
     low, high = 1 - args.clip_coef, 1 + args.clip_coef
-    if args.form == "min":  # torch.min halves the gradient if r Â and clip(r) Â round to one number
+    if args.form == "min":  # torch.min halves the gradient where r Â and clip(r) Â tie by rounding
         return torch.where(advantages < 0, ratio.clamp(min=low), ratio.clamp(max=high)) * advantages
     _, kill, _ = partition(ratio, advantages, args.clip_coef)
     if args.form == "phi":
         return (ratio - torch.where(kill, ratio - ratio.clamp(low, high), 0.0)) * advantages
     beta_log_probs = torch.where(kill, -ratio.detach(), 0.0) * log_probs * advantages
-    return ratio * advantages + beta_log_probs  # factor order as in r Â: gradients cancel exactly
+    return ratio * advantages + beta_log_probs  # r is the first factor of both: they cancel exactly
 
 
 def partition(ratio: Tensor, advantages: Tensor, clip_coef: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ epoch, an adaptive β doubles if the KL is over 1.5 × target, and halves if it 
     L^KLPEN(θ) = E_t[ r Â_t − β KL(π_old ‖ π_θ)(s_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347), section 4. With
-one β per sample, on log π_θ, the gradient is PPO-Clip's (arXiv 2606.23932, Theorem 1).
+β_t log π_θ(a_t | s_t) in place of −β KL, it can be PPO-Clip (arXiv 2606.23932, Theorem 1).
 
     python ppo_kl.py --env CartPole-v1
     torchrun --nproc-per-node 2 ppo_kl.py --env HalfCheetah-v5 --num-envs 4
@@ -61,8 +61,8 @@ class Args:
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
     run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to continue; its arguments become the defaults
-    checkpoint_every: int = 10_000  # steps of each environment before a checkpoint and a reset
+    resume: str | None = None  # folder of a run to continue there; its arguments are the defaults
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; each resets all
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and print no summary
 
@@ -71,8 +71,8 @@ class Args:
     num_minibatches: int = 8  # minibatches per epoch
     penalty: Literal["adaptive", "fixed", "per-sample"] = "adaptive"  # how β is set
     beta: float = 1.0  # β: penalty coefficient (adaptive: at the start); not for per-sample
-    target_kl: float = 0.02  # d_targ: target of the mean KL divergence for an adaptive β
-    clip_coef: float = 0.2  # ε of per-sample; other penalties only log |r − 1| > ε
+    target_kl: float = 0.02  # target of the mean KL divergence, to which an adaptive β steers
+    clip_coef: float = 0.2  # ε of per-sample; other penalties use it for frac_… and clipfrac alone
     norm_adv: bool = True  # standardise the advantages of each minibatch
     ent_coef: float = 0.01  # weight of the entropy bonus
     vf_coef: float = 0.5  # weight of the value loss, ½ (V − return)²
@@ -167,7 +167,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal, one std for all s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with std free of s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -201,7 +201,7 @@ class Batch(NamedTuple):
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Reset the environments, then yield rollouts of num_steps rows of every environment.
 
-    Seed, iteration and rank determine all random numbers: a resumed run repeats the original.
+    Seed, iteration and rank determine all random numbers, so a stopped run resumes exactly.
     """
     seeds = np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(3).tolist()
     torch.manual_seed(seeds[0])
@@ -285,14 +285,14 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
             log_ratio = log_probs - old_log_probs
             ratio = log_ratio.exp()
             masks = partition(ratio, advantages, args.clip_coef)
-            if args.penalty == "per-sample":  # −β log π_θ, β = −r Â on I_kill, else 0
+            if args.penalty == "per-sample":  # −β_t log π_θ, β_t = −r Â on I_kill, else 0
                 penalty = torch.where(masks[1], ratio.detach(), 0.0) * log_probs * advantages
             else:
                 penalty = beta * kl_divergence(old_agent.policy(obs), policy)
-            surrogate = ratio * advantages - penalty  # eq. 8
+            surrogate = ratio * advantages - penalty  # eq. 8, unless per-sample
             value_loss = 0.5 * (agent.value(obs) - returns).square()
             entropy = policy.entropy()
-            loss = args.vf_coef * value_loss - surrogate - args.ent_coef * entropy  # eq. 9, negated
+            loss = args.vf_coef * value_loss - surrogate - args.ent_coef * entropy  # cf. eq. 9
             optimizer.zero_grad()
             loss.mean().backward()
             mean_over_ranks(*(x.grad for x in agent.parameters()))

@@ -1,8 +1,8 @@
 """REINFORCE: the policy gradient with the returns of whole episodes as weights.
 
-Each iteration plays one episode in every environment with the policy π_θ and takes one step along
-the estimated gradient of the expected return J. Actions of good episodes become more likely, those
-of bad episodes less likely. An action cannot change earlier rewards, so the reward-to-go R̂_t can
+Each iteration plays one episode in every environment with the policy π_θ and takes one Adam step
+with the estimated gradient of the expected return J. Actions of good episodes become more likely,
+those of bad episodes less. An action cannot change earlier rewards, so the reward-to-go R̂_t can
 replace R(τ), the return of the whole episode τ, as the action's weight. R̂_t has less variance.
 
     ∇J(θ) = E_τ[ Σ_t ∇log π_θ(a_t | s_t) R̂_t ],   R̂_t = Σ_{t' ≥ t} γ^(t'−t) r_{t'}
@@ -61,14 +61,14 @@ class Args:
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
     run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to continue; its arguments become the defaults
-    checkpoint_every: int = 10_000  # steps of each environment before a checkpoint and a reset
+    resume: str | None = None  # folder of a run to continue there; its arguments are the defaults
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; each resets all
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and print no summary
 
     learning_rate: float = 5e-3  # Adam's step size
     reward_to_go: bool = True  # weight actions by their reward-to-go; if False, by the total return
-    norm_returns: bool = True  # standardise the weights over the steps of an iteration
+    norm_returns: bool = True  # standardise these returns over the steps of an iteration
     max_episode_steps: int = 10_000  # truncate an episode after this many steps
 
     def __post_init__(self) -> None:
@@ -160,7 +160,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal, one std for all s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with std free of s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -189,7 +189,7 @@ class Batch(NamedTuple):
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Yield rollouts of one whole episode of every environment; the episodes start together.
 
-    Seed, iteration and rank determine all random numbers: a resumed run repeats the original.
+    Seed, iteration and rank determine all random numbers, so a stopped run resumes exactly.
     """
     seeds = np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(3).tolist()
     torch.manual_seed(seeds[0])
@@ -203,8 +203,8 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             obs.append(np.array(next_obs, np.float32))
             actions.append(act(obs[-1]))  # envs.step gets a copy: envs may change it
             is_step.append(is_playing)
-            # An environment whose episode is over is stepped on until all episodes are over. These
-            # rows are not steps. envs.env skips the wrapper that would record them as an episode.
+            # An environment whose episode is over goes on until all episodes are over. Its further
+            # rows are no steps. envs.env skips the wrapper that would record them as an episode.
             result = envs.env.step(actions[-1].reshape(envs.action_space.shape).copy())
             next_obs, reward, terminations, truncations, _ = result
             rewards.append(np.where(is_playing, reward, 0.0))

@@ -1,9 +1,9 @@
 """TRPO: trust region policy optimization.
 
 Each iteration collects a rollout with the policy π_old and maximises the surrogate L, the mean of
-r Â with the ratio r = π_θ / π_old, over policies whose mean KL divergence from π_old is at most δ.
-With L to first order and the KL to second order, the best step is along the natural gradient H⁻¹g;
-H is the Fisher information. A line search shortens the step until L improves and the KL is ≤ δ.
+r Â (ratio r = π_θ / π_old, advantage Â), over policies whose mean KL divergence from π_old is ≤ δ.
+With L to first order and the KL to second order, the best step is along the natural gradient H⁻¹g,
+with g = ∇L and the Fisher matrix H. A line search shortens it until L improves and the KL is ≤ δ.
 
     maximise L(θ) = E_t[ r_t(θ) Â_t ]  subject to  E_t[ KL(π_old(· | s_t) ‖ π_θ(· | s_t)) ] ≤ δ
     θ = θ_old + α^j √(2δ / xᵀHx) x,   x ≈ H⁻¹g by conjugate gradients,  g = ∇L(θ_old),  j = 0, 1, …
@@ -61,14 +61,14 @@ class Args:
     anneal_lr: bool = False  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
     run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to continue; its arguments become the defaults
-    checkpoint_every: int = 10_000  # steps of each environment before a checkpoint and a reset
+    resume: str | None = None  # folder of a run to continue there; its arguments are the defaults
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; each resets all
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and print no summary
 
     target_kl: float = 0.01  # δ: bound on the mean KL divergence of one step
     cg_iters: int = 15  # conjugate-gradient iterations, at most
-    cg_damping: float = 0.1  # added to the diagonal of H, as H may be singular
+    cg_damping: float = 0.1  # added to the diagonal of the Fisher matrix, which may be singular
     line_search_steps: int = 10  # step lengths to try; if all fail, the policy stays unchanged
     line_search_decay: float = 0.8  # α: factor on the step length after each failed try
     norm_adv: bool = True  # standardise the advantages of each rollout
@@ -165,7 +165,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal, one std for all s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with std free of s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -199,7 +199,7 @@ class Batch(NamedTuple):
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Reset the environments, then yield rollouts of num_steps rows of every environment.
 
-    Seed, iteration and rank determine all random numbers: a resumed run repeats the original.
+    Seed, iteration and rank determine all random numbers, so a stopped run resumes exactly.
     """
     seeds = np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(3).tolist()
     torch.manual_seed(seeds[0])
@@ -261,7 +261,7 @@ def actor_in_numpy(agent: Agent, rng: np.random.Generator) -> Callable[[np.ndarr
 
 
 def make_optimizer(agent: Agent, args: Args) -> Adam:
-    # Store the weights in one vector, as update does: memory layout can change a sum's last bit.
+    # One vector, as update leaves it: else a resumed run could differ in the last bit of a sum.
     parameters = policy_parameters(agent)
     nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(parameters), parameters)
     return Adam(agent.critic.parameters(), args.value_learning_rate, eps=1e-5, fused=True)
@@ -280,7 +280,7 @@ def update(agent: Agent, optimizer: Adam, batch: Batch, args: Args) -> dict[str,
     old_policy = agent.policy(batch.obs)
     old_surrogate = surrogate(old_policy, batch)
     g = mean_over_ranks(flat_gradient(old_surrogate, parameters, retain_graph=True))
-    product = fisher_vector_product(agent, batch.obs, args.cg_damping)  # v ↦ (H + damping I) v
+    product = fisher_vector_product(agent, batch.obs, args.cg_damping)  # v ↦ H v, damped
     x = conjugate_gradients(product, g, args.cg_iters)  # H⁻¹g
     full_step = (2 * args.target_kl / (x @ product(x))).sqrt() * x  # √(2δ / xᵀHx) x
     old_parameters = nn.utils.parameters_to_vector(parameters).detach()

@@ -1,7 +1,7 @@
 """VPG: the vanilla policy gradient, with a value function as baseline.
 
-Each iteration collects a rollout with the policy π_θ, takes one step along the rollout's estimate
-of the gradient of the expected return J, and fits the value function V to the rollout's returns.
+Each iteration collects a rollout with the policy π_θ, takes one Adam step with its estimate of the
+gradient of the expected return J, and fits the value function V to the returns of the rollout.
 The advantage Â_t estimates how much better action a_t was than the policy's average action in s_t.
 In generalised advantage estimation, λ = 0 uses the one-step TD error δ_t (more bias), λ = 1 uses
 all rewards up to the end of the episode or rollout (more variance).
@@ -66,8 +66,8 @@ class Args:
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
     run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
-    resume: str | None = None  # folder of a run to continue; its arguments become the defaults
-    checkpoint_every: int = 10_000  # steps of each environment before a checkpoint and a reset
+    resume: str | None = None  # folder of a run to continue there; its arguments are the defaults
+    checkpoint_every: int = 10_000  # steps of each environment between checkpoints; each resets all
     tensorboard: bool = False  # write TensorBoard event files too
     quiet: bool = False  # show no progress bar and print no summary
 
@@ -166,7 +166,7 @@ class Agent(nn.Module):
         self.reward_statistics = RunningStatistics(1)
 
     def policy(self, obs: Tensor) -> Distribution:
-        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal, one std for all s."""
+        """π(· | s) for standardised obs (…, num_obs): Categorical, or Normal with std free of s."""
         output = self.actor(obs)
         if self.discrete:
             return Categorical(logits=output, validate_args=False)
@@ -200,7 +200,7 @@ class Batch(NamedTuple):
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Reset the environments, then yield rollouts of num_steps rows of every environment.
 
-    Seed, iteration and rank determine all random numbers: a resumed run repeats the original.
+    Seed, iteration and rank determine all random numbers, so a stopped run resumes exactly.
     """
     seeds = np.random.SeedSequence((args.seed, iteration, RANK)).generate_state(3).tolist()
     torch.manual_seed(seeds[0])

@@ -1,13 +1,14 @@
-"""What each piece of code that is there for speed brings, and what was left out would have brought.
+"""What each piece of code kept for speed brings, and what each piece left out would bring.
 
     python benchmarks/choices.py
     python benchmarks/choices.py --rounds 3 --only NumPy
 
-A gain is in per cent of the steps per second of ppo_clip.py on CartPole-v1, 4 × 128, 4 minibatches,
-4 epochs: of the script as it is over the plain way for what is kept, and of the faster way over the
-script as it is for what is not. The rule is that such code must bring one per cent for each of its
-lines. The last two rows are trpo.py's, on CartPole-v1, 8 × 256, 16 minibatches, 10 epochs, 15
-iterations of conjugate gradients: of the whole, and of update alone.
+A gain is in steps per second of ppo_clip.py on CartPole-v1: 4 environments × 128 steps, 4
+minibatches, 4 epochs. For code that is kept, it is the gain of the script over the plain way. For
+code that is left out, it is the gain that this code would bring. The rule is that such code must
+bring one per cent for each of its lines. The last two rows are trpo.py's, on CartPole-v1: 8
+environments × 256 steps, 16 minibatches, 10 epochs, 15 iterations of conjugate gradients. They are
+the gains of the whole, and of update alone.
 
 The script as it is and with parts of it replaced take turns, each a short run of train, in one
 process. A gain is the median of the rounds' ratios, with the least and the greatest. Seconds are

@@ -4,8 +4,8 @@ metrics.csv to the bit.
     python benchmarks/forms.py --envs CartPole-v1 Pendulum-v1 --seeds 3
     python benchmarks/forms.py --options="--clip-coef 0.1"
 
-Compared with `--form min` are all columns that are one quantity in all four (not policy_loss, kl
-and the times), as they stand in the file, and every tensor of the agent in the last checkpoint.
+All columns that mean the same in all four (not policy_loss, kl and the times) are compared with
+those of `--form min`, as text; so is every tensor of the agent in the last checkpoint, exactly.
 `killed` and `passed` are the means over the run of frac_kill and frac_pass.
 """
 

@@ -5,7 +5,7 @@
 All four get time-major float64 arrays with boolean terminations and truncations, and return the
 advantages and returns in the same order. rlox knows only one kind of episode end and wants each
 environment's steps together. So it is given the terminations alone, and its times include the
-transposes. What is not installed is left out. They take turns; times are medians over the rounds.
+transposes. What is not installed is left out. All take turns, and times are medians over rounds.
 """
 
 import functools

@@ -1,11 +1,11 @@
-"""Measure the noise and the bias of the policy gradient's estimate at a fixed policy, by the weight
-of each action.
+"""Measure the noise and the bias of the policy gradient's estimate at a fixed policy, for several
+weights Ψ_t of the actions.
 
     python benchmarks/gradient_variance.py --out gradient_variance.png
 
-For each seed, reinforce.py trains a policy for a while, which is then held fixed. A critic V is
-fitted to the returns of one half of the episodes that it plays, and a poor one to twenty of them in
-one pass; each episode of the other half gives one estimate Σ_t ∇log π(a_t | s_t) Ψ_t for each
+For each seed, reinforce.py trains a policy for a while. Then the policy is fixed and plays. A
+critic V is fitted to the returns of one half of its episodes, and a poor V to twenty of these in
+one pass. Each episode of the other half gives one estimate ĝ = Σ_t ∇log π(a_t | s_t) Ψ_t for each
 weight Ψ_t. γ is 1, so that all weights but GAE with λ < 1 estimate one gradient without bias, that
 of the mean return of an episode.
 

@@ -1,5 +1,4 @@
-"""Train another package's agent once and print its steps per second and, where asked, the steps
-that solving took.
+"""Train another package's agent once and print its steps per second, or what is said below.
 
     PYTHON benchmarks/peers.py sb3-ppo   ENV NUM_ENVS NUM_STEPS NUM_MINIBATCHES EPOCHS STEPS SEED
     PYTHON benchmarks/peers.py sb3-trpo  ENV NUM_ENVS NUM_STEPS NUM_MINIBATCHES EPOCHS STEPS SEED
@@ -10,13 +9,13 @@ that solving took.
     PYTHON benchmarks/peers.py sb3-solve SEED
     PYTHON benchmarks/peers.py defaults  ppo|trpo|a2c ENV STEPS SEED
 
-PYTHON is that of an environment with the package in it. throughput.py, solve.py and defaults.py run
-this; nothing of ours is imported. One torch thread. What is timed is the training alone: imports
-and the making of agents are left out. EPOCHS are those of the critic in TRPO and VPG. PPO.PY is
-CleanRL's script, which times itself. sb3-solve trains PPO on CartPole-v1 with the settings that RL
-Zoo has tuned for it until the mean of the last 100 episodes is 475. defaults trains with what the
-library sets by itself and prints a line for each episode: the steps taken when it ended, and its
-return.
+PYTHON is that of a virtual environment with the package. throughput.py, solve.py and defaults.py
+run this; nothing of ours is imported. One torch thread. What is timed is the training alone:
+imports and the making of agents are left out. EPOCHS are those of the critic in TRPO and VPG.
+PPO.PY is CleanRL's script, which times itself. sb3-solve trains PPO on CartPole-v1 with the
+settings that RL Zoo has tuned for it until the mean of the last 100 episodes is 475, for 100,000
+steps at most. It prints the steps, or inf. defaults trains with the library's default settings. It
+prints a line for each episode: the steps taken when it ended, and its return.
 """
 
 import math

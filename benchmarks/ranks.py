@@ -5,14 +5,14 @@ Markdown tables.
     python benchmarks/ranks.py --rounds 5 --ranks 1 2 --only CartPole --free
 
 Every rank has the same settings, so that K ranks have K times the environments and, ideally, K
-times the steps per second; efficiency is the share of that which is reached. One rank is the plain
+times the steps per second; efficiency is the share of this that they reach. One rank is the plain
 program, without torchrun. `2 apart` is two plain programs at the same time that never communicate:
 what the machine has to give. All take turns; a figure is the median over the rounds, a ratio the
 median of the rounds' ratios, with the least and the greatest. Imports, set-up, the first iteration
-and the last are left out. Each process is bound to a core of its own, as MPI does by default,
-unless --free is given. `communication` is the share of rank 0's time in all_reduce: messages,
-and waiting for the other ranks to come. Then, for messages of several sizes, how long they take
-when all come at once: by mean_over_ranks, by the all_reduce in it, and by an all_gather and a mean.
+and the last are left out. Each process is bound to a core of its own, unless --free is
+given. `communication` is the share of rank 0's time in all_reduce: messages, and waiting for the
+other ranks to come. The last tables time messages of several sizes, which all ranks send at once:
+by mean_over_ranks, by the all_reduce in it, and by an all_gather and a mean.
 """
 
 import argparse

@@ -6,8 +6,8 @@
     python benchmarks/reproduce.py --index          # none; only renews results/README.md
 
 A block of a page is a command in backquotes, a comment with its stamp, what the command printed,
-and a comment with the word end. The stamp says of which commit, when and in how many minutes this
-was taken, and has a hash of the code that was measured. Text outside of the blocks is written by
+and a comment with the word end. The stamp names the commit, the date, the minutes that
+the command took, and a hash of the code that was measured. Text outside of the blocks is written by
 hand, and stays. A picture behind a block of compare.py is renewed with it.
 
 A page is written as soon as a command has ended, so a run that was stopped goes on where it was.
@@ -113,10 +113,11 @@ def index() -> str:
 
 Each table of these pages was printed by the command that stands above it. The text around the
 tables was written by hand. This index says which commit a command ran at, when, and for how long on
-two cores. "The same" says that the code that it measured has not changed since, but for comments.
+two cores ("?": nobody noted it). "The same": the measured code has not changed since, except for
+comments.
 
 `python benchmarks/reproduce.py` runs every command whose code has changed, and
-`python benchmarks/reproduce.py steps` those of one page.
+`python benchmarks/reproduce.py steps` only those of one page.
 
 {table(header, rows, names=4)}
 """

@@ -6,8 +6,8 @@ time goes.
 CartPole-v1, one torch thread. Over num_envs: rollouts of 4,096 steps, or of 32 for each environment
 if that is more, four epochs, minibatches of 512, with Gymnasium's native vector environment and
 with its sync one. Over the minibatch: 32 environments × 128 steps, native, four epochs. Shares: the
-environment's steps, acting, what a rollout does after its last step (old log-probabilities, values,
-advantages), and the update. At the end, what the two networks' forward and backward passes alone
+environment's steps, acting, the rest of a rollout (old log-probabilities, values, advantages), and
+the update. At the end, what the two networks' forward and backward passes alone
 would allow, in one batch of 4,096 steps.
 """
 

@@ -4,10 +4,10 @@ Markdown table.
     python benchmarks/solve.py --seeds 10
 
 Solved is a mean return of 475 over the last 100 episodes. Ours is ppo_clip.py with its defaults.
-The peer is Stable-Baselines3's PPO with the settings that RL Zoo has tuned for this task, in an
-environment that throughput.py says how to make. The two take turns. The peer stops when the task is
-solved. Ours goes on: its seconds are those up to the row of metrics.csv in which the task is
-solved, and those of its start and of its end. `inf`: the run ended unsolved.
+The peer is Stable-Baselines3's PPO with the settings that RL Zoo has tuned for this task, installed
+as throughput.py says. The two take turns. The peer stops when the task is solved. Ours goes on, but
+the time from the row of metrics.csv in which the task is solved to the last row is not counted.
+`inf`: the run ended unsolved.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 
 "Clipped samples have no gradient": the objective is clip(r) Â, without the min, so that a ratio
 outside of the band has no gradient on either side. CartPole-v1, with a step size at which the clip
-has work to do. "An episode's end is an end": a truncation counts as a termination, so that no value
-is hoped for behind a time limit. Pendulum-v1, all of whose episodes are cut by one.
+often acts. "An episode's end is an end": a truncation counts as a termination, so that no value is
+added where a time limit cuts an episode. Pendulum-v1, all of whose episodes such a limit cuts.
 """
 
 import argparse

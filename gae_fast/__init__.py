@@ -46,22 +46,22 @@ def gae(
     """Return the advantages GAE(γ, λ) and the returns, the targets of the value function V.
 
     δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
-    Â_t = δ_t + γ λ (1 − (terminated_t or truncated_t)) Â_{t+1};  returns = Â + V
+    Â_t = δ_t + γ λ (1 − (terminated_t or truncated_t)) Â_{t+1}, with Â_T = 0;  returns = Â + V
 
     Args:
         rewards: r_t, shape (T, N) or (T,).
         values: V(s_t), shape (T + 1, N) or (T + 1,); the last row is V(s_T). The row after a truncated step holds the
             value of the episode's last observation; Â_t of a terminated step ignores row t + 1.
-        terminations: where the episode reached a terminal state, the shape of rewards, booleans or 0s and 1s.
+        terminations: where the episode reached a terminal state; booleans or 0s and 1s of rewards' shape.
         truncations: where the episode was truncated, for example by a time limit; same shape.
         gamma: discount γ in [0, 1].
-        gae_lambda: λ in [0, 1]; 0 gives the one-step TD error, 1 the Monte-Carlo return minus V(s_t).
+        gae_lambda: λ in [0, 1]; 0 gives the one-step TD error, 1 the return, with V where it is cut off, minus V(s_t).
 
     Returns:
         (advantages, returns), new arrays of rewards' shape, computed in float64; float32 if rewards are, else float64.
 
     Raises:
-        ValueError: an argument holds no real numbers, has the wrong shape or is empty; γ or λ is outside [0, 1].
+        ValueError: an argument is not of real numbers, a flag not 0 or 1, a shape wrong or empty, γ or λ not in [0, 1].
 
     Source: Schulman et al. 2016 (arXiv 1506.02438), eq. 16; truncation as in Pardo et al. 2018 (arXiv 1712.00378).
     """
@@ -111,14 +111,14 @@ def rewards_to_go(rewards: ArrayLike, dones: ArrayLike, gamma: float) -> NDArray
 
     Args:
         rewards: r_t, shape (T, N) or (T,).
-        dones: where an episode ended, the shape of rewards, booleans or 0s and 1s.
+        dones: where an episode ended; booleans or 0s and 1s of rewards' shape.
         gamma: discount γ in [0, 1].
 
     Returns:
         A new array of rewards' shape, computed in float64; float32 if rewards are, else float64.
 
     Raises:
-        ValueError: an argument holds no real numbers, has the wrong shape or is empty; γ is outside [0, 1].
+        ValueError: an argument is not of real numbers, a flag not 0 or 1, a shape wrong or empty, γ not in [0, 1].
 
     Source: Williams 1992; Sutton and Barto 2018, section 13.3.
     """

@@ -160,8 +160,8 @@ REFUSED = [
     ("run --max-episode-steps 0", "--max-episode-steps: expected a number from 1, got 0"),
     ("run --render rgb_array", "--render"),
     ("run --render human --video a.mp4", "--render: expected a window or --video, got both"),
-    ("run --video a.avi", "--video: expected a file .mp4 or .gif in a folder to write to"),
-    ("run --video nowhere/a.mp4", "--video: expected a file .mp4 or .gif in a folder to write to"),
+    ("run --video a.avi", "--video: expected an .mp4 or .gif file in a writable folder"),
+    ("run --video nowhere/a.mp4", "--video: expected an .mp4 or .gif file in a writable folder"),
     ("run --video dir.gif", "--video: expected a file, got the folder 'dir.gif'"),
     ("toy --video a.mp4", "render_mode"),
 ]
