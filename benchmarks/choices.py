@@ -3,12 +3,12 @@
     python benchmarks/choices.py
     python benchmarks/choices.py --rounds 3 --only NumPy
 
-A gain is in steps per second of ppo_clip.py on CartPole-v1: 4 environments × 128 steps, 4
-minibatches, 4 epochs. For code that is kept, it is the gain of the script over the plain way. For
-code that is left out, it is the gain that this code would bring. The rule is that such code must
-bring one per cent for each of its lines. The last two rows are trpo.py's, on CartPole-v1: 8
-environments × 256 steps, 16 minibatches, 10 epochs, 15 iterations of conjugate gradients. They are
-the gains of the whole, and of update alone.
+A gain is in per cent of the steps per second of ppo_clip.py on CartPole-v1: 4 environments × 128
+steps, 4 minibatches, 4 epochs. For code that is kept, it is the gain of the script over the plain
+way. For code that is left out, it is the gain that this code would bring. The rule is that such
+code must bring one per cent for each of its lines. The last two rows are trpo.py's, on CartPole-v1:
+8 environments × 256 steps, 16 minibatches, 10 epochs, 15 iterations of conjugate gradients. They
+are the gains of the whole, and of update alone.
 
 The script as it is and with parts of it replaced take turns, each a short run of train, in one
 process. A gain is the median of the rounds' ratios, with the least and the greatest. Seconds are

@@ -6,8 +6,8 @@ tables, and draw results/defaults.png.
     python benchmarks/defaults.py --seeds 0     # trains nothing, prints the tables again
 
 Peers are Stable-Baselines3's PPO and A2C and sb3-contrib's TRPO, installed as throughput.py says.
-A run has 200,000 steps. Its return is the mean over the last 100 training episodes, of rewards that
-are neither normalised nor discounted. Chance draws actions uniformly.
+A run has 200,000 steps. Its return is the mean return of the last 100 training episodes; rewards
+are neither normalised nor discounted for this. Chance draws actions uniformly.
 
 results/defaults.csv keeps a line for each run, with its return after each 10,000 steps. A run that
 has one is not made again, unless its script has changed in more than comments and docstrings. So
