@@ -1,0 +1,54 @@
+"""The solutions of docs/exercises.md: each change applies to its script, and the result trains."""
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from exercises import exercise, solve  # noqa: E402
+
+NUMBERS = range(1, 11)
+WITH_CODE = [n for n in NUMBERS if "```diff" in exercise(n)]
+
+
+def train(script: Path, *options: str) -> list[dict[str, str]]:
+    folder = script.parent / "run"
+    command = [sys.executable, script, "--quiet", "--run-dir", folder, *options]
+    subprocess.run(command, check=True)
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_there_are_ten_each_with_a_command_and_a_folded_solution():
+    text = (ROOT / "docs/exercises.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## (\d+)\. ", text, re.M) == [str(n) for n in NUMBERS]
+    for n in NUMBERS:
+        assert exercise(n).count("**Command:** `python ") == 1
+        assert exercise(n).count("<details><summary>Solution</summary>") == 1
+        assert exercise(n).count("</details>") == 1
+    with pytest.raises(ValueError, match="expected the number of one, got 11"):
+        exercise(11)
+
+
+@pytest.mark.parametrize("number", WITH_CODE)
+def test_a_solution_trains(number, tmp_path):
+    (script,) = solve(number, tmp_path)
+    env = re.search(r"--env (\S+)", exercise(number))[1]
+    rows = train(script, "--env", env, "--total-timesteps", "1000", "--num-envs", "2")
+    assert rows
+    assert re.search(rf"`python compare\.py .*--runs .*\b{script.stem}\b", exercise(number))
+    if number == 5:
+        assert all(float(row["kl"]) >= 0 for row in rows)
+
+
+def test_one_step_of_ppo_clip_has_all_ratios_at_1(tmp_path):
+    solve(4, tmp_path)
+    options = "--env CartPole-v1 --total-timesteps 5000 --update-epochs 1 --num-minibatches 1"
+    for row in train(tmp_path / "ppo_clip.py", *options.split()):
+        assert (row["frac_in"], row["frac_kill"]) == ("1.0", "0.0")
+        assert abs(float(row["approx_kl"])) < 1e-6
