@@ -25,6 +25,9 @@ if (find("left")) {
   press(find("core"), (only) => document.body.classList.toggle("only-core", only));
 }
 
+// The Tab key goes from fold to fold and from mark to mark, and not through all line numbers.
+for (const number of document.querySelectorAll(".rows a[id]")) number.tabIndex = -1;
+
 // A link to a line opens the fold that has it.
 function showLine() {
   const line = find(decodeURIComponent(location.hash.slice(1)));
