@@ -187,7 +187,8 @@ def browser() -> Iterator[object]:
     api = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
     with api.sync_playwright() as playwright:
         own = Path(playwright.chromium.executable_path)
-        path = shutil.which("chromium") or (str(own) if own.exists() else None)
+        found = shutil.which("chromium") or shutil.which("google-chrome")
+        path = found or (str(own) if own.exists() else None)
         if path is None:
             pytest.skip("needs Chromium: apt-get install chromium, or playwright install chromium")
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
