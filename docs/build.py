@@ -393,6 +393,7 @@ def build(site: Path) -> None:
         write(f"{path}.html", render("source.html", "../" * path.count("/"), **values))
     for name in ("style.css", "script.js"):
         shutil.copy(ROOT / "docs/site" / name, site / name)
+    print(site / "index.html")
 
 
 if __name__ == "__main__":
