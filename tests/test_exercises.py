@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from exercises import exercise, solve  # noqa: E402
+from exercises import divergences, exercise, solve  # noqa: E402
 
 NUMBERS = range(1, 11)
 WITH_CODE = [n for n in NUMBERS if "```diff" in exercise(n)]
@@ -35,6 +35,16 @@ def test_there_are_ten_each_with_a_command_and_a_folded_solution():
         exercise(11)
 
 
+def test_divergences_are_over_all_updates_of_a_run(tmp_path):
+    for seed, kl in ((1, [1, 2]), (2, [3, 8])):
+        (tmp_path / f"trpo__{seed}").mkdir()
+        rows = "\n".join(f"{x},{x / 10}" for x in kl)
+        (tmp_path / f"trpo__{seed}/metrics.csv").write_text(f"kl,approx_kl\n{rows}\n")
+    assert "| trpo | 4 | 2.5 | 8 | 0.25 | 0.8 |" in divergences(tmp_path)
+    (tmp_path / "none").mkdir()
+    assert divergences(tmp_path / "none") == ""
+
+
 @pytest.mark.parametrize("number", WITH_CODE)
 def test_a_solution_trains(number, tmp_path):
     (script,) = solve(number, tmp_path)
@@ -44,6 +54,8 @@ def test_a_solution_trains(number, tmp_path):
     assert re.search(rf"`python compare\.py .*--runs .*\b{script.stem}\b", exercise(number))
     if number == 5:
         assert all(float(row["kl"]) >= 0 for row in rows)
+    if number == 6:
+        assert {(row["line_search_steps"], row["accepted"]) for row in rows} == {("1", "1")}
 
 
 def test_one_step_of_ppo_clip_has_all_ratios_at_1(tmp_path):

@@ -1,5 +1,6 @@
 """docs/build.py: first the text of its pages, then the pages in Chromium."""
 
+import csv
 import html
 import importlib.util
 import itertools
@@ -58,6 +59,42 @@ def check_pair(page: str, left: str, right: str) -> None:
 @pytest.mark.parametrize(("left", "right"), PAIRS)
 def test_every_line_stands_once_and_in_order_in_its_column(site, left, right):
     check_pair((site / f"pairs/{left}-{right}.html").read_text(encoding="utf-8"), left, right)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_page_of_a_file_has_its_lines_and_its_sections(site, script):
+    page = (site / f"{script}.py.html").read_text(encoding="utf-8")
+    lines = (ROOT / f"{script}.py").read_text(encoding="utf-8").splitlines()
+    cells = CELL.findall(page)
+    assert [plain(x[4]) for x in cells] == lines
+    assert [int(x[3]) for x in cells] == list(range(1, len(lines) + 1))
+    for line, text in enumerate(lines, start=1):
+        if ruler := re.fullmatch(r"# -+ (\w+) -+", text):
+            assert f'<a href="#{script}.L{line}">{ruler[1]}</a>' in page
+
+
+@pytest.mark.parametrize(("left", "right"), PAIRS)
+def test_a_pair_has_its_own_sentences_objectives_and_place_on_the_home_page(site, left, right):
+    page = (site / f"pairs/{left}-{right}.html").read_text(encoding="utf-8")
+    texts, names = builder.texts(), builder.NAMES
+    assert texts[f"{names[left]} → {names[right]}"] in page
+    assert -1 < page.find(texts[names[left]]) < page.find(texts[names[right]])
+    home = (site / "index.html").read_text(encoding="utf-8")
+    assert f'<td><a href="pairs/{left}-{right}.html"' in home
+
+
+def test_learning_curves_are_the_means_and_ranges_of_the_runs():
+    with open(ROOT / "results/defaults.csv", newline="") as file:
+        rows = [x for x in csv.DictReader(file) if x["task"] == "Pendulum-v1"]
+    (panel,) = [x for x in builder.learning_curves("trpo", "vpg") if x["task"] == "Pendulum-v1"]
+    ours = [float(x[k]) for x in rows if x["program"][:-3] in SCRIPTS for k in x if k.isdigit()]
+    for curve, script in zip(panel["curves"], ("trpo.py", "vpg.py")):
+        ends = [float(x["200000"]) for x in rows if x["program"] == script]
+        x, y = map(float, curve["mean"].split()[-1].split(","))
+        value = min(ours) + (100 - y) / 96 * (max(ours) - min(ours))
+        assert x == 200 and abs(value - sum(ends) / len(ends)) < 1
+        heights = [float(x.split(",")[1]) for x in curve["band"].split() if x.startswith("200,")]
+        assert len(heights) == 2 and heights[0] > y > heights[1]
 
 
 def shifted(rows: list) -> list:
@@ -276,20 +313,25 @@ def test_a_deep_link_scrolls_to_its_line_even_in_a_fold(visit, line, width):
 
 def test_the_clip_by_hand(visit):
     page = visit("docs/from_reinforce_to_ppo.html")
-    text = {
-        name: page.locator(f"#clip-{name}") for name in ("set", "min", "min-slope", "beta-slope")
-    }
+    names = "set min phi beta min-slope phi-slope beta-slope".split()
+    text = {name: page.locator(f"#clip-{name}") for name in names}
+
+    def numbers() -> list[float]:
+        return [float(text[x].inner_text().replace("−", "-")) for x in names[1:]]
 
     def set_slider(name: str, value: float) -> None:
         page.locator(f"#clip-{name}").fill(str(value))
 
-    assert text["set"].inner_text() == "kill" and text["min"].inner_text() == "1.20"
+    assert text["set"].inner_text() == "kill"
+    assert numbers() == [1.2, 1.2, 0.89, 0, 0, 0]  # β = −1.5, and 1.5 − 1.5 log 1.5 = 0.89
     set_slider("sign", -1)
     assert text["set"].inner_text() == "pass"  # Â < 0 and r above 1 + ε
-    assert text["min"].inner_text() == "−1.50"
-    assert text["min-slope"].inner_text() == text["beta-slope"].inner_text() == "−1.00"
+    assert numbers() == [-1.5, -1.5, -1.5, -1, -1, -1]
+    dot = [float(page.locator("#clip-dot").get_attribute(x)) for x in ("cx", "cy")]
+    assert dot == [30 + 170 * 1.5, 110 + 50 * 1.5]
+    assert page.locator("#clip-curve").get_attribute("d") == "M30,150 L166,150 L370,210"
     set_slider("r", 0.5)
-    assert text["set"].inner_text() == "kill" and text["beta-slope"].inner_text() == "0.00"
+    assert text["set"].inner_text() == "kill" and numbers()[3:] == [0, 0, 0]
     set_slider("r", 0.9)
     assert text["set"].inner_text() == "in"
     set_slider("epsilon", 0.05)
@@ -299,10 +341,45 @@ def test_the_clip_by_hand(visit):
     assert text["set"].inner_text() == "pass"
 
 
-def test_without_scripts_the_picture_and_the_folds_are_there(browser, visit):
+def test_without_scripts_the_picture_and_the_folds_are_there(visit):
     page = visit("docs/from_reinforce_to_ppo.html", java_script_enabled=False)
     assert page.locator("#clip-curve").is_visible()
     assert not page.locator("#clip form").is_visible()
+    page = visit("pairs/vpg-trpo.html", java_script_enabled=False)
+    page.locator(".fold summary").first.click()
+    assert page.locator(".fold .new").first.is_visible()
+
+
+def test_a_mark_opens_and_escape_closes_it(visit):
+    page = visit("pairs/reinforce-vpg.html")
+    mark = page.locator(".cite").first
+    mark.locator("summary").press("Enter")
+    assert mark.get_by_text("equation").is_visible()
+    page.keyboard.press("Escape")
+    assert not mark.get_by_text("equation").is_visible()
+
+
+def test_the_name_of_the_section_stays_in_view(visit):
+    page = visit("pairs/vpg-trpo.html#trpo.L300")
+    page.wait_for_timeout(200)
+    box = page.locator("h2.section", has_text="update").bounding_box()
+    assert abs(box["y"]) < 1
+
+
+def test_a_narrow_window_has_the_diff_in_its_usual_order(visit):
+    page = visit("pairs/vpg-ppo_clip.html", 400)
+    page.get_by_role("button", name="Open all equal lines").click()
+    shown = page.evaluate(
+        """() => [...document.querySelectorAll(".rows > div")].filter(x => x.offsetParent)
+        .map(x => [x.className, x.getBoundingClientRect().top, x.querySelector("a").id])"""
+    )
+    assert [x[1] for x in shown] == sorted(x[1] for x in shown)
+    new = [x[2] for x in shown if x[0].startswith("new")]
+    count = len((ROOT / "ppo_clip.py").read_text(encoding="utf-8").splitlines())
+    assert new == [f"ppo_clip.L{n}" for n in range(1, count + 1)]
+    old = [x[2] for x in shown if x[0].startswith("old")]
+    assert "vpg.L278" in old and "vpg.L210" not in old  # an equal line stands once
+    assert [x[2] for x in shown].index("vpg.L278") < [x[2] for x in shown].index("ppo_clip.L278")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

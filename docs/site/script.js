@@ -49,7 +49,9 @@ addEventListener("keydown", (event) => {
 if (find("clip")) {
   const figure = find("clip"), picture = figure.querySelector("svg");
   const x = (r) => 30 + 170 * r, y = (value) => 110 - 50 * value;
-  const show = (id, number) => { find(id).textContent = (number + 0).toFixed(2).replace(/^-0.00$/, "0.00").replace("-", "−"); };
+  const show = (id, number) => {
+    find(id).textContent = number.toFixed(2).replace(/^-0.00$/, "0.00").replace("-", "−");
+  };
   const move = () => {
     const [r, e, a] = ["clip-r", "clip-epsilon", "clip-sign"].map((id) => Number(find(id).value));
     const clip = Math.min(Math.max(r, 1 - e), 1 + e), outside = Math.abs(r - 1) > e + 1e-9;
@@ -60,9 +62,11 @@ if (find("clip")) {
     show("clip-min", value), show("clip-min-slope", slope);
     show("clip-phi", r * a - (kill ? (r - clip) * a : 0)), show("clip-phi-slope", a - (kill ? a : 0));
     show("clip-beta", r * a + beta * Math.log(r)), show("clip-beta-slope", a + beta / r);
-    const bend = a > 0 ? 1 + e : 1 - e, points = [0, bend, 2].map((t) => [t, Math.min(t * a, Math.min(Math.max(t, 1 - e), 1 + e) * a)]);
-    find("clip-curve").setAttribute("d", `M${points.map(([t, v]) => `${x(t)},${y(v)}`).join(" L")}`);
-    find("clip-slope").setAttribute("d", `M${x(r) - 20},${y(value) + slope * 20 * 50 / 170} L${x(r) + 20},${y(value) - slope * 20 * 50 / 170}`);
+    const bend = a > 0 ? 1 + e : 1 - e, flat = y(bend * a); // the curve is flat on one side of its bend
+    const [start, end] = a > 0 ? [y(0), flat] : [flat, y(-2)];
+    find("clip-curve").setAttribute("d", `M${x(0)},${start} L${x(bend)},${flat} L${x(2)},${end}`);
+    const rise = slope * 20 * 50 / 170; // of a tangent of 40 units
+    find("clip-slope").setAttribute("d", `M${x(r) - 20},${y(value) + rise} L${x(r) + 20},${y(value) - rise}`);
     find("clip-band").setAttribute("x", x(1 - e)), find("clip-band").setAttribute("width", x(2 * e) - x(0));
     find("clip-dot").setAttribute("cx", x(r)), find("clip-dot").setAttribute("cy", y(value));
   };
