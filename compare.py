@@ -37,9 +37,8 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parent
 SCRIPTS = [x for x in sorted(ROOT.glob("*.py")) if "\ndef train(" in x.read_text(encoding="utf-8")]
 
+
 # ---------------------------------------------- Args ----------------------------------------------
-
-
 @dataclasses.dataclass
 class Args:
     env: str = "CartPole-v1"  # environment of all runs
@@ -77,8 +76,6 @@ class Args:
 
 
 # ---------------------------------------------- runs ----------------------------------------------
-
-
 class Job(NamedTuple):
     label: str
     seed: int
@@ -102,7 +99,8 @@ def plan(args: Args, out: Path) -> list[Job]:
         if script not in SCRIPTS:
             raise ValueError(f"--runs: expected one of {[x.stem for x in SCRIPTS]}, got {name!r}")
         options = shlex.split(args.options) + own_options  # a repeated option: the last one counts
-        if taken := {"--env", "--seed", "--run-dir"} & {x.split("=")[0] for x in options}:
+        names = {x.split("=")[0] for x in options}
+        if taken := {"--env", "--seed", "--run-dir", "--resume"} & names:
             given = " ".join(options)
             raise ValueError(f"--runs, --options: expected no {min(taken)}, got {given!r}")
         for seed in range(1, args.seeds + 1):
@@ -148,7 +146,7 @@ def read_run(folder: Path, label: str) -> Run:
 def read_folders(folders: tuple[str, ...]) -> list[Run]:
     """Read runs. Labels: the algorithm and the arguments in which runs of the algorithm differ."""
     runs = [read_run(Path(folder), "") for folder in folders]
-    ignored = "seed run_dir resume quiet tensorboard device numpy torch gymnasium gae_fast".split()
+    ignored = "seed run_dir resume quiet device numpy torch gymnasium gae_fast".split()
     labelled = []
     for run in runs:
         algorithm = run.config["algorithm"]
@@ -161,8 +159,6 @@ def read_folders(folders: tuple[str, ...]) -> list[Run]:
 
 
 # ------------------------------------ statistics over the seeds -----------------------------------
-
-
 def over_seeds(values: np.ndarray, statistic: str, axis: int = 0) -> np.ndarray:
     """The mean, or the interquartile mean: without the lowest and highest n // 4 of n seeds."""
     if statistic == "mean":
@@ -256,8 +252,6 @@ def markdown(table: list[dict[str, Any]]) -> str:
 
 
 # --------------------------------------------- compare --------------------------------------------
-
-
 def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
     """Run all jobs, draw the curves, write the table; return its rows and the failures."""
     read = read_folders(args.read)
@@ -268,7 +262,11 @@ def compare(args: Args) -> tuple[list[dict[str, Any]], dict[Job, str]]:
     jobs = plan(args, out)
     for job in jobs[:: args.seeds]:  # check all arguments before anything is written
         script = importlib.import_module(Path(job.command[1]).stem)
-        tyro.cli(script.Args, prog=f"{script.ALGORITHM}.py", args=job.command[2:])
+        parsed = tyro.cli(script.Args, prog=f"{script.ALGORITHM}.py", args=job.command[2:])
+        try:
+            script.make_envs(parsed.env, 1, parsed.vectorization_mode).close()
+        except script.ArgumentError as error:
+            sys.exit(f"compare.py: {error}")
     out.mkdir(parents=True, exist_ok=bool(args.out))
     pool = ThreadPoolExecutor(args.jobs or os.cpu_count())  # a thread waits for a process
     futures = [pool.submit(make_run, job) for job in jobs]

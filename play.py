@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,9 +25,8 @@ import tyro
 from gymnasium.vector import VectorEnv
 from torch import nn
 
+
 # ---------------------------------------------- Args ----------------------------------------------
-
-
 @dataclasses.dataclass
 class Args:
     run: tyro.conf.Positional[str]  # folder of the run
@@ -49,8 +49,8 @@ class Args:
                 raise ValueError(f"--video: expected {expected}, got {self.video!r}")
             if path.is_dir():
                 raise ValueError(f"--video: expected a file, got the folder {self.video!r}")
-            for package in ("imageio", "imageio_ffmpeg"):
-                if not importlib.util.find_spec(package):
+            for name in ("imageio", "imageio_ffmpeg")[: 2 if path.suffix == ".mp4" else 1]:
+                if not importlib.util.find_spec(name):
                     raise ValueError("--video: expected the package imageio[ffmpeg], found none")
             if self.render:
                 raise ValueError("--render: expected a window or --video, got both")
@@ -59,33 +59,37 @@ class Args:
 
 
 # ---------------------------------------------- play ----------------------------------------------
-
-
 def load(args: Args) -> tuple[VectorEnv, nn.Module, str]:
-    """Return a run's environment, agent and title. Raises ValueError if args.run holds no run.
+    """Return a run's environment, agent and title. Raises ValueError for what cannot be played.
 
     No code of the checkpoint is run. A script beside this one and the env's module are imported.
     """
     files = sorted(Path(__file__).parent.glob("*.py"))
     scripts = [x.stem for x in files if "\ndef train(" in x.read_text(encoding="utf-8")]
-    render_mode = "rgb_array" if args.video else args.render
+    refusal = f"run: expected the folder of a run, got {args.run!r}"
     try:
-        checkpoint = torch.load(f"{args.run}/checkpoint.pt", map_location="cpu", weights_only=True)
-        if checkpoint["algorithm"] not in scripts:
-            raise ValueError(f"it is of {checkpoint['algorithm']!r}, not of {', '.join(scripts)}")
-        script = importlib.import_module(checkpoint["algorithm"])
-        trained, rows = checkpoint["args"], checkpoint["rows"]
-        # Not every environment takes a render_mode, and not every vector version opens a window.
-        options = {"render_mode": render_mode} if render_mode else {}
-        mode = "sync" if render_mode else trained["vectorization_mode"]
-        envs = script.make_envs(trained["env"], 1, mode, **options)
-        spaces = (envs.single_observation_space, envs.single_action_space)
-        agent = script.Agent(*spaces, trained["norm_obs"])
-        agent.load_state_dict(checkpoint["agent"])
-        steps = rows[-1]["global_step"] if rows else 0
-    except Exception as e:  # torch and environments raise many kinds
-        raise ValueError(f"run: expected the folder of a run, got {args.run!r}: {e}") from e
-    return envs, agent, f"{trained['env']}, {script.ALGORITHM} after {steps:,} steps"
+        config = json.loads(Path(args.run, "config.json").read_text(encoding="utf-8"))
+        if config["algorithm"] not in scripts:
+            raise ValueError(f"it is of {config['algorithm']!r}, not of {', '.join(scripts)}")
+        saved = torch.load(f"{args.run}/checkpoint.pt", map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds
+        raise ValueError(f"{refusal}: {e}") from e
+    script = importlib.import_module(config["algorithm"])
+    # Not every environment takes a render_mode, and not every vector version opens a window.
+    render_mode, options = "rgb_array" if args.video else args.render, {}
+    if render_mode:
+        options = {"render_mode": render_mode}
+        refusal = f"--{'video' if args.video else 'render'}: expected an environment that is drawn"
+    try:
+        mode = "sync" if render_mode else config["vectorization_mode"]
+        envs = script.make_envs(config["env"], 1, mode, **options)
+        if render_mode and envs.unwrapped.render_mode != render_mode:
+            raise ValueError(f"{config['env']} has no render_mode {render_mode}")
+        agent = script.Agent(envs, config["norm_obs"])
+        agent.load_state_dict(saved["agent"])
+    except Exception as e:  # among others RuntimeError, of another environment's weights
+        raise ValueError(f"{refusal}: {e}") from e
+    return envs, agent, f"{config['env']}, {script.ALGORITHM} after {saved['global_step']:,} steps"
 
 
 @contextlib.contextmanager
@@ -118,20 +122,21 @@ def play(args: Args) -> tuple[list[float], list[int]]:
         add_frame = None
         if args.video:
             add_frame = stack.enter_context(film(args.video, envs.metadata.get("render_fps", 30)))
+        standardize = agent.standardizer()
         for episode in range(args.episodes):
             obs, _ = envs.reset(seed=args.seed if episode == 0 else None)
             total, length, is_over = 0.0, 0, False
             while not is_over and length < args.max_episode_steps:
                 if add_frame and episode == 0:
                     add_frame(envs.render()[0])
-                obs = torch.as_tensor(obs, dtype=torch.float32)
-                policy = agent.policy(agent.standardize(obs))
+                policy = agent.policy(torch.as_tensor(standardize(np.asarray(obs, float))))
                 actions = policy.sample() if args.stochastic else policy.mode
-                step = envs.step(actions.numpy().reshape(envs.action_space.shape))
-                obs, rewards, terminations, truncations, _ = step
+                obs, rewards, terminations, truncations, _ = envs.step(actions.numpy())
                 total += float(rewards[0])
                 length += 1
                 is_over = terminations[0] or truncations[0]
+            if add_frame and episode == 0:  # what the last step led to
+                add_frame(envs.render()[0])
             returns.append(total)
             lengths.append(length)
     return_and_length = (f"{np.mean(x):.1f} ± {np.std(x):.1f}" for x in (returns, lengths))

@@ -41,12 +41,9 @@ import trpo
 make_envs = ppo_clip.make_envs
 
 
-def actor_in_torch(agent, rng):
-    return lambda obs: agent.policy(agent.standardize(torch.as_tensor(obs))).sample().numpy()
-
-
-def actor_in_torch_without_standardize(agent, rng):
-    return lambda obs: agent.policy(torch.as_tensor(obs)).sample().numpy()
+class TorchPolicy(ppo_clip.Policy):
+    def sampler(self, rng):
+        return lambda obs: (self(torch.as_tensor(obs)).sample().numpy(),)
 
 
 class NormalizeRecordedReward(NormalizeReward):
@@ -65,7 +62,7 @@ def envs_flattened_twice(*args):
     return envs
 
 
-def no_statistics(envs):
+def no_statistics(envs, *_, **__):
     envs.return_queue, envs.length_queue, envs.episode_count = deque(), deque(), 0
     return envs
 
@@ -108,10 +105,10 @@ class LeanCategorical(Distribution):
         return -(self.logits.exp() * self.logits).sum(dim=-1)
 
 
-def product_of_coordinates(agent, obs, damping):
+def product_of_coordinates(policy, obs, damping):
     """The product v ↦ (H + damping I) v, where H = E_t[DᵀD] and D = ∂y/∂θ. Appendix C.1."""
-    parameters = trpo.policy_parameters(agent)
-    y = fisher_coordinates(agent.policy(obs))
+    parameters = list(policy.parameters())
+    y = fisher_coordinates(policy(obs))
     u = torch.zeros_like(y, requires_grad=True)  # any value will do: Dᵀu is linear in u
     transposed_product = trpo.flat_gradient((u * y).sum(), parameters, create_graph=True)  # Dᵀu
 
@@ -146,18 +143,12 @@ class Choice(NamedTuple):
     script: ModuleType = ppo_clip
 
 
-ACTOR = lines_of(ppo_clip.actor_in_numpy) + 1  # and its generator
+ACTOR = lines_of(ppo_clip.Policy.sampler) + 1  # and its generator
 PRODUCT = lines_of(product_of_coordinates, fisher_coordinates) - lines_of(
     trpo.fisher_vector_product
 )
 CHOICES = [
-    Choice("acting in NumPy", True, ACTOR, {"actor_in_numpy": actor_in_torch}),
-    Choice(
-        "acting in NumPy; the plain way without standardize",
-        True,
-        ACTOR,
-        {"actor_in_numpy": actor_in_torch_without_standardize},
-    ),
+    Choice("acting in NumPy", True, ACTOR, {"Policy": TorchPolicy}),
     Choice(
         "rewards normalised once a rollout, not by NormalizeReward",
         True,

@@ -4,9 +4,9 @@ metrics.csv to the bit.
     python benchmarks/forms.py --envs CartPole-v1 Pendulum-v1 --seeds 3
     python benchmarks/forms.py --options="--clip-coef 0.1"
 
-All columns that mean the same in all four (not policy_loss, kl and the times) are compared with
-those of `--form min`, as text; so is every tensor of the agent in the last checkpoint, exactly.
-`killed` and `passed` are the means over the run of frac_kill and frac_pass.
+All columns that all four have, but for the times, are compared with those of `--form min`, as text;
+so is every tensor of the agent in the last checkpoint, exactly. `killed` and `passed` are the means
+over the run of frac_kill and of clipfrac − frac_kill, in `--form min`.
 """
 
 import argparse
@@ -27,21 +27,27 @@ FORMS = {
     "beta": ["ppo_clip.py", "--form", "beta"],
     "per-sample": ["ppo_kl.py", "--penalty", "per-sample"],
 }
-COLUMNS = "global_step episodes episodic_return episodic_length value_loss entropy approx_kl"
-COLUMNS += " clipfrac frac_in frac_kill frac_pass explained_variance learning_rate"
+COLUMNS = "global_step episodes episodic_return episodic_length surrogate entropy approx_kl"
+COLUMNS += " value_loss explained_variance learning_rate"
 
 
 def outcomes(env: str, seed: int, options: list[str], jobs: int) -> dict[str, tuple]:
-    """Of each form: its rows of metrics.csv, and its weights at the end."""
+    """Of each form: its rows of metrics.csv, its weights at the end, the killed and the passed."""
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
 
-        def train(form: str) -> tuple[list[list[str]], dict[str, torch.Tensor]]:
+        def train(form: str) -> tuple[list[list[str]], dict[str, torch.Tensor], list[float]]:
             run_dir, (script, *own) = Path(folder, form), FORMS[form]
             own += ["--env", env, "--seed", str(seed), "--quiet", "--run-dir", str(run_dir)]
             subprocess.run([sys.executable, ROOT / script, *own, *options], check=True)
             with open(run_dir / "metrics.csv", newline="") as file:
-                rows = [[row[name] for name in COLUMNS.split()] for row in csv.DictReader(file)]
-            return rows, torch.load(run_dir / "checkpoint.pt", weights_only=True)["agent"]
+                table = list(csv.DictReader(file))
+            rows = [[row[name] for name in COLUMNS.split()] for row in table]
+            means = [
+                sum(float(row.get(name, "nan")) for row in table) / len(table)
+                for name in ("clipfrac", "frac_kill")
+            ]
+            weights = torch.load(run_dir / "checkpoint.pt", weights_only=True)["agent"]
+            return rows, weights, [means[1], means[0] - means[1]]
 
         return dict(zip(FORMS, pool.map(train, FORMS)))
 
@@ -62,18 +68,15 @@ if __name__ == "__main__":
     for env in args.envs:
         for seed in range(1, args.seeds + 1):
             runs = outcomes(env, seed, shlex.split(args.options), args.jobs)
-            rows, weights = runs.pop("min")
+            rows, weights, shares = runs.pop("min")
             cells = [f"{env}, seed {seed}", f"{len(rows)}"]
-            for other_rows, other_weights in runs.values():
+            for other_rows, other_weights, _ in runs.values():
                 alike = sum(x == y for x, y in zip(other_rows, rows))
                 equal = other_rows == rows and all(
                     torch.equal(other_weights[name], weights[name]) for name in weights
                 )
                 cells.append("equal" if equal else f"{alike} rows alike")
                 all_equal = all_equal and equal
-            for name in ("frac_kill", "frac_pass"):
-                share = sum(float(row[COLUMNS.split().index(name)]) for row in rows) / len(rows)
-                cells.append(f"{share:.3f}")
-            lines.append(cells)
+            lines.append([*cells, *(f"{share:.3f}" for share in shares)])
     print(table(["run", "rows", *list(FORMS)[1:], "killed", "passed"], lines))
     sys.exit(0 if all_equal else "not all are equal")

@@ -48,8 +48,8 @@ def play(agent, args, num_episodes):
 def fit_critic(batches, num_epochs):
     """V(s), fitted to the reward-to-go divided by its deviation, as tanh networks prefer."""
     obs = torch.cat([x.obs for x in batches])
-    returns = torch.cat([x.rewards_to_go for x in batches])
-    network, scale = reinforce.mlp(obs.shape[1], 1, head_gain=1.0), returns.std()
+    returns = torch.cat([x.weights for x in batches])
+    network, scale = reinforce.mlp(obs.shape[1], 64, 64, 1, head_gain=1.0), returns.std()
     optimizer = torch.optim.Adam(network.parameters(), eps=1e-5, fused=True)
     for epoch in range(num_epochs):
         optimizer.param_groups[0]["lr"] = 1e-3 * (1 - epoch / num_epochs)
@@ -63,11 +63,11 @@ def fit_critic(batches, num_epochs):
 
 def weights_of(batch, critics):
     """Ψ_t of each of WEIGHTS, (len(WEIGHTS), T). An episode's end ends its return, and GAE's."""
-    to_go = batch.rewards_to_go
+    to_go = batch.weights
     rewards = (to_go - torch.cat([to_go[1:], torch.zeros(1)])).numpy()
     ends = terminations, truncations = np.zeros((2, len(rewards)), bool)
     terminations[-1] = True
-    weights = [batch.total_returns, to_go]
+    weights = [to_go[0].expand(len(to_go)), to_go]
     for critic in critics:
         values = np.append(critic(batch.obs).numpy(), np.float32(0))
         for gae_lambda in LAMBDAS:
@@ -117,15 +117,14 @@ def measure(env, seed, total_timesteps, num_episodes):
         reinforce.train(args)
         checkpoint = torch.load(Path(run_dir, "checkpoint.pt"), weights_only=True)
     # Another seed, so that the episodes are others than those of the training.
-    args = reinforce.Args(env=env, seed=seed + 1, num_envs=1, gamma=1.0, norm_obs=False)
+    options = {"num_envs": 1, "gamma": 1.0, "norm_obs": False, "norm_returns": False}
+    args = reinforce.Args(env=env, seed=seed + 1, **options)
     with contextlib.closing(reinforce.make_envs(env)) as envs:
-        agent = reinforce.Agent(
-            envs.single_observation_space, envs.single_action_space, args.norm_obs
-        )
+        agent = reinforce.Agent(envs, args.norm_obs)
     agent.load_state_dict(checkpoint["agent"])
     batches = play(agent, args, 2 * num_episodes)
     critics = [fit_critic(batches[:num_episodes], 40), fit_critic(batches[:20], 1)]
-    mean_return = np.mean([batch.total_returns[0].item() for batch in batches])
+    mean_return = np.mean([batch.weights[0].item() for batch in batches])
     return mean_return, noise_and_bias(estimates(agent, batches[num_episodes:], critics))
 
 

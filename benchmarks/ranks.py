@@ -58,12 +58,12 @@ def of_rank(command: list[str]) -> None:
     name, *arguments = command
     script = importlib.import_module(Path(name).stem)
     args = tyro.cli(script.Args, args=[*arguments, "--quiet"]) if arguments else None
-    if script.WORLD_SIZE > 1:
+    if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
     figures = trained(script, args) if args else messages(script)
-    if script.RANK == 0:
+    if script.rank_and_world_size()[0] == 0:
         print(json.dumps(figures))
-    if script.WORLD_SIZE > 1:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -36,7 +36,7 @@ EPOCHS = 4
 def parts_of(args: ppo_clip.Args) -> tuple[VectorEnv, ppo_clip.Agent, Adam]:
     torch.manual_seed(1)
     envs = ppo_clip.make_envs(args.env, args.num_envs, args.vectorization_mode)
-    agent = ppo_clip.Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
+    agent = ppo_clip.Agent(envs, args.norm_obs)
     return envs, agent, ppo_clip.make_optimizer(agent, args)
 
 
@@ -55,8 +55,8 @@ def measure(args: ppo_clip.Args, seconds: float) -> list[float]:
 
         return call
 
-    make_actor = ppo_clip.actor_in_numpy
-    ppo_clip.actor_in_numpy = lambda *arguments: timed("acting", make_actor(*arguments))
+    make_sampler = ppo_clip.Policy.sampler
+    ppo_clip.Policy.sampler = lambda *arguments: timed("acting", make_sampler(*arguments))
     envs.step = timed("environment", envs.step)
     rows, begin = [], time.perf_counter()
     while len(rows) < 4 or time.perf_counter() - begin < seconds:
@@ -68,7 +68,7 @@ def measure(args: ppo_clip.Args, seconds: float) -> list[float]:
         end = time.perf_counter()
         rest = between - start - sum(spent.values())
         rows.append((len(batch.obs) / (end - start), *spent.values(), rest, end - between))
-    ppo_clip.actor_in_numpy = make_actor
+    ppo_clip.Policy.sampler = make_sampler
     envs.close()
     return [statistics.median(x) for x in zip(*rows[1:])]  # the first warms up
 
@@ -80,7 +80,7 @@ def networks_alone(size: int = 4096) -> tuple[float, float]:
     hidden, passes, tanhs = torch.randn(size, 64), [], []
     for _ in range(30):
         start = time.perf_counter()
-        (agent.actor(obs).sum() + agent.critic(obs).sum()).backward()
+        (agent.policy.mlp(obs).sum() + agent.critic(obs).sum()).backward()
         between = time.perf_counter()
         for _ in range(4):
             hidden.tanh()

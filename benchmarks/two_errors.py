@@ -51,9 +51,10 @@ def train(job):
     if error == "no bootstrap":
         ppo_clip.gae_fast = types.SimpleNamespace(**{**vars(gae_fast), "gae": gae_of_ends})
     with tempfile.TemporaryDirectory() as folder:
-        return ppo_clip.train(
+        rows = ppo_clip.train(
             ppo_clip.Args(**options, seed=seed, run_dir=f"{folder}/run", quiet=True)
         )
+    return [row | {"frac_pass": row["clipfrac"] - row["frac_kill"]} for row in rows]
 
 
 def draw(curves, path):

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 try:
-    from gae_fast.recursions import sweep
+    from .recursions import sweep  # relative: the folder may stand inside a package
 except ImportError:  # compiled for another machine, or mypyc's runtime is missing: use the source
-    _spec = importlib.util.spec_from_file_location("gae_fast.recursions", Path(__file__).with_name("recursions.py"))
+    _spec = importlib.util.spec_from_file_location(f"{__name__}.recursions", Path(__file__).with_name("recursions.py"))
     assert _spec and _spec.loader
     _source = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(_source)

@@ -10,7 +10,7 @@ try:
     from librt.vecs import extend, vec
     from mypy_extensions import i64
 except ImportError:  # the folder was copied, not installed: use lists
-    from gae_fast.lists import extend, i64, vec  # type: ignore[assignment]
+    from .lists import extend, i64, vec  # type: ignore[assignment]
 
 
 def sweep(

@@ -38,11 +38,9 @@ def without_clock(rows):
 
 
 def trained_agent(script, folder):
-    checkpoint = torch.load(Path(folder, "checkpoint.pt"), weights_only=True)
-    envs = script.make_envs(checkpoint["args"]["env"])
-    spaces = envs.single_observation_space, envs.single_action_space
-    agent = script.Agent(*spaces, checkpoint["args"]["norm_obs"])
-    agent.load_state_dict(checkpoint["agent"])
+    args, saved = script.load_run(folder)
+    agent = script.Agent(script.make_envs(args.env), args.norm_obs)
+    agent.load_state_dict(saved["agent"])
     return agent
 
 
@@ -55,6 +53,9 @@ def trained_agent(script, folder):
 )
 def test_one_command_gives_one_outcome_and_config_is_enough_to_repeat_it(script, options):
     script.train(arguments(script, run_dir="run", seed=5, **options))
+    assert script.load_run("run", run_dir="run", resume=None)[0] == arguments(
+        script, run_dir="run", seed=5, **options
+    )
     torch.rand(7), np.random.rand(7), random.random()  # other states of the global generators
     config = json.loads(Path("run/config.json").read_text())
     again = {field.name: config[field.name] for field in dataclasses.fields(script.Args)}
@@ -79,14 +80,13 @@ def test_rows_that_are_no_steps_reach_nothing(script, norms):
 # -------------------------------------------- the run ---------------------------------------------
 
 FIRST = ["global_step", "wall_time", "episodes", "episodic_return", "episodic_length", "SPS"]
-PARTS = ["policy_loss", "value_loss", "entropy", "approx_kl", "frac_in", "frac_kill", "frac_pass"]
+PARTS = ["surrogate", "entropy", "approx_kl", "value_loss", "explained_variance"]
 METRICS = {
-    "reinforce": ["policy_loss", "entropy", "approx_kl"],
-    "vpg": ["policy_loss", "value_loss", "entropy", "approx_kl", "explained_variance"],
-    "trpo": ["policy_loss", "value_loss", "entropy", "approx_kl", "kl", "surrogate_improvement"]
-    + ["line_search_steps", "accepted", "explained_variance"],
-    "ppo_clip": [*PARTS, "clipfrac", "explained_variance"],
-    "ppo_kl": [*PARTS, "clipfrac", "kl", "beta", "explained_variance"],
+    "reinforce": PARTS[:3],
+    "vpg": PARTS,
+    "trpo": [*PARTS, "kl", "line_search_steps", "accepted"],
+    "ppo_clip": [*PARTS, "clipfrac", "frac_kill"],
+    "ppo_kl": [*PARTS, "kl", "beta"],
 }
 LAST = ["learning_rate"]
 
@@ -108,8 +108,15 @@ def test_folder_holds_the_run(script, monkeypatch):
         assert rows[0]["episodes"] == 0 and rows[0]["episodic_return"] is None
         assert rows[-1]["episodes"] == 6 and rows[-1]["episodic_length"] == 200
     checkpoint = torch.load("run/checkpoint.pt", weights_only=True)
-    assert checkpoint["algorithm"] == script.__name__ and checkpoint["rows"] == rows
-    assert checkpoint["args"] == vars(args)
+    assert set(checkpoint) == {"rows", "global_step", "recent", "agent", "optimizer"}
+    assert checkpoint["rows"] == len(rows)
+    assert checkpoint["global_step"] == rows[-1]["global_step"]
+    returns, lengths = np.mean(checkpoint["recent"], axis=0)
+    assert (returns, lengths) == (rows[-1]["episodic_return"], rows[-1]["episodic_length"])
+    assert len(checkpoint["recent"]) == rows[-1]["episodes"]
+    loaded, saved = script.load_run("run")
+    assert loaded == dataclasses.replace(args, run_dir=None, resume="run")
+    assert saved["rows"] == rows and [*map(type, saved["rows"][-1])] == [*map(type, rows[-1])]
 
     config = json.loads(Path("run/config.json").read_text())
     assert config.pop("algorithm") == script.__name__
@@ -123,9 +130,13 @@ def test_folder_holds_the_run(script, monkeypatch):
         assert torch.equal(tensor, agent.state_dict()[name]), name
     for each in (agent, agents[-1]):
         torch.manual_seed(3)
-        actions.append(each.policy(each.standardize(obs)).sample())
-    torch.testing.assert_close(*actions)
-    assert agent.obs_statistics.sums[0, 0] > 1200 and agent.reward_statistics.sums[0, 0] > 1200
+        standard = torch.as_tensor(each.standardizer()(obs.numpy()))
+        actions.append(each.policy(standard).sample())
+        rng = np.random.default_rng(3)
+        actions.append(each.policy.sampler(rng)(standard.numpy())[0])
+    assert torch.equal(actions[0], actions[2]) and np.array_equal(actions[1], actions[3])
+    steps = rows[-1]["global_step"]
+    assert (agent.obs_moments[0] == steps).all() and agent.reward_moments[0].item() == steps
 
 
 @each_script
@@ -146,9 +157,8 @@ def test_python_and_command_line_agree(script, capsys, monkeypatch):
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith(f"CartPole-v1__{script.__name__}__7__")
     assert without_clock(table_of(folder)) == without_clock(as_text(rows))
-    assert status == 0 and output.count("\n") == 1 and "step/s" in errors
-    assert output.startswith(f"CartPole-v1: return {rows[-1]['episodic_return']:.5g}")
-    assert output.endswith(f" {rows[-1]['global_step']:,} steps; {folder}\n")
+    assert status == 0 and output == f"{folder}\n"
+    assert "step/s" in errors and f"return={rows[-1]['episodic_return']:.3g}" in errors
     assert main(script, ["--resume", folder, "--quiet"], capsys, monkeypatch) == (0, "", "")
 
 
@@ -176,24 +186,10 @@ def test_script_copied_elsewhere_with_gae_fast_just_works(name, compiled, tmp_pa
     assert run.stderr.count("gae_fast runs interpreted") == (not is_compiled)
 
 
-def test_tensorboard_has_the_rows_under_cleanrls_tags():
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    rows = SCRIPTS["ppo_clip"].train(
-        arguments(SCRIPTS["ppo_clip"], run_dir="run", tensorboard=True)
-    )
-    accumulator = events.EventAccumulator("run").Reload()
-    charts = {"episodes", "episodic_return", "episodic_length", "SPS", "learning_rate"}
-    losses = {*METRICS["ppo_clip"]}
-    tags = {f"charts/{x}" for x in charts} | {f"losses/{x}" for x in losses}
-    assert tags <= set(accumulator.Tags()["scalars"])
-    for name in ("charts/SPS", "losses/value_loss"):
-        scalars = {event.step: event.value for event in accumulator.Scalars(name)}
-        assert scalars == pytest.approx({x["global_step"]: x[name.split("/")[1]] for x in rows})
-
-
 # ------------------------------------- environments and spaces ------------------------------------
 
 SPACES = ["MatrixAction", "ScalarAction", "Float64", "DictObservation", "OverwritesAction"]
+SPACES += ["StartAtThree", "NegativeStart", "Int32Action"]
 ENVS = ["FrozenLake-v1", "Taxi-v4", "Blackjack-v1", *(f"toys:{name}-v0" for name in SPACES)]
 
 
@@ -201,7 +197,7 @@ ENVS = ["FrozenLake-v1", "Taxi-v4", "Blackjack-v1", *(f"toys:{name}-v0" for name
 def test_runs_in(script):
     for k, env in enumerate(ENVS):
         rows = script.train(arguments(script, env=env, run_dir=str(k), total_timesteps=200))
-        assert rows[-1]["global_step"] >= 200 and np.isfinite(rows[-1]["policy_loss"]), env
+        assert rows[-1]["global_step"] >= 200 and np.isfinite(rows[-1]["surrogate"]), env
 
 
 @each_script
@@ -212,7 +208,7 @@ def test_any_number_of_environments_in_any_mode(script):
         rows = script.train(arguments(script, run_dir=str(num_envs), **options))
         steps = 200 if script.__name__ == "reinforce" else 16
         assert num_envs == 64 or rows[0]["global_step"] == num_envs * steps
-        assert rows[-1]["global_step"] >= 600 and np.isfinite(rows[-1]["policy_loss"])
+        assert rows[-1]["global_step"] >= 600 and np.isfinite(rows[-1]["surrogate"])
 
 
 # ------------------------------------------- learning ---------------------------------------------
@@ -230,6 +226,7 @@ def test_truncation_bootstraps_and_termination_does_not(name, ending):
     rates = [x.name for x in dataclasses.fields(script.Args) if x.name.endswith("learning_rate")]
     options |= {"run_dir": "run", "gae_lambda": 1.0, rates[-1]: 1e-2}
     options |= {"norm_obs": False, "norm_reward": False}
+    options |= {"value_epochs": 10} if name == "vpg" else {"update_epochs": 10}
     script.train(arguments(script, env=f"toys:OneState{ending}-v0", **options))
     finite_sum = sum(sum(0.9**k for k in range(left)) for left in (1, 2, 3, 4)) / 4
     expected = 1 / (1 - 0.9) if ending == "Truncated" else finite_sum
@@ -237,7 +234,7 @@ def test_truncation_bootstraps_and_termination_does_not(name, ending):
     assert value == pytest.approx(expected, rel=0.03)
 
 
-LEARNS = {"reinforce": 80_000, "vpg": 100_000, "trpo": 60_000, "ppo_clip": 40_000, "ppo_kl": 40_000}
+LEARNS = {"reinforce": 80_000, "vpg": 60_000, "trpo": 40_000, "ppo_clip": 40_000, "ppo_kl": 40_000}
 
 
 @each_script

@@ -10,10 +10,16 @@ import ast
 import importlib
 import re
 import shlex
+import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium
+import numpy as np
 import pytest
 import tyro
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Sequence
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -232,21 +238,53 @@ def test_commands_parse(document, command, monkeypatch):
             assert not option.startswith("--") or f'"{option.split("=")[0]}"' in source, option
 
 
-def test_python_of_the_documents_runs(tmp_path, monkeypatch):
+class Buttons(gymnasium.Env):
+    """The environment that docs/runs.md makes usable."""
+
+    action_space = MultiDiscrete([3, 2])
+    observation_space = Dict(position=Box(-1, 1, (2,)), said=Sequence(Discrete(3)))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return {"position": np.zeros(2, np.float32), "said": ()}, {}
+
+    def step(self, action):
+        assert action in self.action_space
+        is_over = bool(self.np_random.random() < 0.1)
+        return {"position": np.ones(2, np.float32), "said": (1,)}, 1.0, is_over, False, {}
+
+
+def test_python_of_the_documents_runs(tmp_path, monkeypatch, capsys):
+    """With fewer steps. Afterwards the environments of my_envs.py train."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(ROOT)
-    script = importlib.import_module("ppo_clip")
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", {**gymnasium.registry})
+    gymnasium.register("Buttons-v0", Buttons)
+    logged = []
+    wandb = SimpleNamespace(init=lambda project: None, log=lambda row, step: logged.append(step))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    reinforce, script = map(importlib.import_module, ("reinforce", "ppo_clip"))
+    monkeypatch.setattr(reinforce, "Run", reinforce.Run)  # one block puts another in its place
     script.train(script.Args(total_timesteps=2000, run_dir="runs/NAME", quiet=True))
     blocks = [
         block
         for text in TEXTS
         for block in re.findall(r"^```python\n(.*?)^```", text.read_text("utf-8"), re.M | re.S)
     ]
-    assert len(blocks) == 4
-    for i, block in enumerate(blocks):
-        own = f"seed=3, total_timesteps=2000, quiet=True, run_dir='runs/{i}'"
-        exec(block.replace("seed=3", own), {})
+    assert len(blocks) == 7
+    few = "total_timesteps=3000, quiet=True"
+    for block in blocks:
+        block = re.sub(r"\bArgs\((env=[^,)]+)(?:, seed=3)?\)", rf"Args(\1, {few})", block)
+        exec(block.replace("=400_000", "=5000, quiet=True"), {})
     assert (tmp_path / "runs/again/metrics.csv").exists()
+    assert (
+        len(script.load_run("runs/NAME")[1]["rows"]) == 3
+    )  # two of nearly 2,000 steps, and one more
+    assert logged and logged == sorted(logged)
+    assert re.search(r"^CartPole-v1 \d\d%\nPendulum-v1 100%$", capsys.readouterr().out, re.M)
+    for env in ("Buttons-v0", "OneButton-v0", "BigLake-v0"):
+        with pytest.raises(script.ArgumentError) if env == "Buttons-v0" else nullcontext():
+            assert script.train(script.Args(env=env, total_timesteps=1000, quiet=True))
 
 
 if __name__ == "__main__":

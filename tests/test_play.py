@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import os
 import pickle
 import subprocess
@@ -69,16 +70,17 @@ def test_returns_and_lengths_are_the_environments(capsys):
     capsys.readouterr()
     returns, lengths = play.play(play.Args("run", episodes=3, seed=5))
     env = gymnasium.make("CartPole-v1")
-    agent = script.Agent(env.observation_space, env.action_space, norm_obs=True)
+    agent = script.Agent(script.make_envs("CartPole-v1"), norm_obs=True)
     agent.load_state_dict(torch.load("run/checkpoint.pt", weights_only=True)["agent"])
-    mean, std = agent.obs_statistics.mean_and_std()
-    assert not torch.allclose(std, torch.ones(4), atol=0.3)
+    _, mean, std = agent.obs_moments
+    assert not torch.allclose(std, torch.ones_like(std), atol=0.3)
     expected = []
     for episode in range(3):
         obs, _ = env.reset(seed=5 if episode == 0 else None)
         rewards, over = [], False
         while not over:
-            action = agent.actor((torch.as_tensor(obs) - mean) / std).argmax().item()
+            standard_obs = ((torch.as_tensor(obs) - mean) / std).float()
+            action = agent.policy.mlp(standard_obs).argmax().item()
             obs, reward, terminated, truncated, _ = env.step(action)
             rewards.append(reward)
             over = terminated or truncated
@@ -119,7 +121,8 @@ def test_video_is_one_of_the_first_episode(name, env):
     single = gymnasium.make(env, render_mode="rgb_array")
     # A GIF counts in hundredths of a second, and takes frames that are alike for one.
     assert speed == pytest.approx(single.metadata["render_fps"], rel=0.12)
-    assert len(frames) == lengths[0] if name == "film.mp4" else 5 <= len(frames) <= lengths[0]
+    count = lengths[0] + 1  # what each action was taken in, and what the last one led to
+    assert len(frames) == count if name == "film.mp4" else 5 <= len(frames) <= count
     single.reset()
     assert frames[0].shape[:2] == single.render().shape[:2]
     assert (frames[0].astype(int) != frames[-1]).mean() > 0.001
@@ -130,13 +133,13 @@ def test_video_is_one_of_the_first_episode(name, env):
 def test_video_of_an_episode_that_fails_leaves_no_file(name, monkeypatch):
     script, _ = train("vpg")
     Path(name).write_bytes(b"the one before")
-    standardize, calls = script.Agent.standardize, iter(range(5))
+    forward, calls = script.Policy.forward, iter(range(10))
 
-    def fail_in_the_fifth_step(agent, obs):
-        assert next(calls) < 4, "on purpose"
-        return standardize(agent, obs)
+    def fail_in_the_fifth_step(policy, obs):
+        assert len(obs) > 1 or next(calls) < 4, "on purpose"  # Policy's check has many rows
+        return forward(policy, obs)
 
-    monkeypatch.setattr(script.Agent, "standardize", fail_in_the_fifth_step)
+    monkeypatch.setattr(script.Policy, "forward", fail_in_the_fifth_step)
     with pytest.raises(AssertionError, match="on purpose"):
         play.play(play.Args("run", video=name))
     assert sorted(os.listdir()) == [name, "run"] and Path(name).read_bytes() == b"the one before"
@@ -163,7 +166,9 @@ REFUSED = [
     ("run --video a.avi", "--video: expected an .mp4 or .gif file in a writable folder"),
     ("run --video nowhere/a.mp4", "--video: expected an .mp4 or .gif file in a writable folder"),
     ("run --video dir.gif", "--video: expected a file, got the folder 'dir.gif'"),
-    ("toy --video a.mp4", "render_mode"),
+    ("toy --video a.mp4", "--video: expected an environment that is drawn: "),
+    ("toy --video a.gif", "unexpected keyword argument 'render_mode'"),
+    ("toy --render human", "--render: expected an environment that is drawn: "),
 ]
 
 
@@ -185,6 +190,8 @@ def test_missing_imageio_is_named(missing, capsys, monkeypatch):
     said = "--video: expected the package imageio[ffmpeg], found none"
     assert said in refusal(["run", "--video", "a.mp4"], capsys)
     tyro.cli(play.Args, args=["run"])  # which needs none
+    if missing == "imageio_ffmpeg":
+        tyro.cli(play.Args, args=["run", "--video", "a.gif"])
 
 
 class Bomb:
@@ -201,7 +208,7 @@ def test_unusable_checkpoint_is_refused_and_runs_nothing(capsys, monkeypatch):
     content, checkpoint = path.read_bytes(), torch.load(path, weights_only=True)
     Path("evil.py").write_text("import os\n\n\ndef train():\n    pass\n\n\nos.mkdir('exploded')\n")
     monkeypatch.syspath_prepend(os.getcwd())
-    wrong_shape = {**checkpoint["agent"], "actor.0.weight": torch.zeros(64, 7)}
+    wrong_shape = {**checkpoint["agent"], "policy.mlp.0.weight": torch.zeros(64, 7)}
     contents = [
         ("No such file", None),
         ("", b""),  # torch says little about these two
@@ -209,13 +216,7 @@ def test_unusable_checkpoint_is_refused_and_runs_nothing(capsys, monkeypatch):
         ("Weights only load failed", pickle.dumps({"agent": Bomb()}, protocol=2)),
         ("Weights only load failed", {**checkpoint, "agent": Bomb()}),
         ("list indices", [1, 2]),
-        ("it is of 'evil', not of ppo_clip, ", {**checkpoint, "algorithm": "evil"}),
-        ("it is of 'play', not of ppo_clip, ", {**checkpoint, "algorithm": "play"}),
-        (
-            "`v9` for environment",
-            {**checkpoint, "args": checkpoint["args"] | {"env": "CartPole-v9"}},
-        ),
-        ("size mismatch for actor.0.weight", {**checkpoint, "agent": wrong_shape}),
+        ("size mismatch for policy.mlp.0.weight", {**checkpoint, "agent": wrong_shape}),
     ]
     for said, changed in contents:
         path.unlink(missing_ok=True)
@@ -223,6 +224,18 @@ def test_unusable_checkpoint_is_refused_and_runs_nothing(capsys, monkeypatch):
             path.write_bytes(changed)
         elif changed is not None:
             torch.save(changed, path)
+        words = refusal(["run"], capsys)
+        assert "run: expected the folder of a run, got 'run': " in words and said in words, words
+        assert sorted(os.listdir()) == ["evil.py", "run"]
+    path.write_bytes(content)
+    config = json.loads(Path("run/config.json").read_text())
+    for said, changed in [
+        ("it is of 'evil', not of ppo_clip, ", {**config, "algorithm": "evil"}),
+        ("it is of 'play', not of ppo_clip, ", {**config, "algorithm": "play"}),
+        ("`v9` for environment", {**config, "env": "CartPole-v9"}),
+        ("'algorithm'", {}),
+    ]:
+        Path("run/config.json").write_text(json.dumps(changed))
         words = refusal(["run"], capsys)
         assert "run: expected the folder of a run, got 'run': " in words and said in words, words
         assert sorted(os.listdir()) == ["evil.py", "run"]

@@ -1,7 +1,10 @@
 """ppo_clip.py: rollouts and acting, which vpg, trpo and ppo_kl share, and PPO-Clip's update."""
 
+import copy
 import dataclasses
+import importlib
 import math
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -10,10 +13,15 @@ import torch
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
-from test_trust import SCRIPTS
 
 import ppo_clip
-from ppo_clip import Agent, Args, RunningStatistics, make_envs, make_optimizer, rollouts, update
+from ppo_clip import Agent, Args, make_envs, make_optimizer, measure, rollouts, update, with_rows
+
+NAMES = ("reinforce", "vpg", "trpo", "ppo_clip", "ppo_kl")
+SCRIPTS = {name: importlib.import_module(name) for name in NAMES}
+each_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+each_critic = pytest.mark.parametrize("script", [SCRIPTS[x] for x in NAMES[1:]], ids=NAMES[1:])
+each_space = pytest.mark.parametrize("space", [toys.Discrete(4), toys.Box(-1, 1, (2,))], ids=str)
 
 
 def start(args, script=ppo_clip):
@@ -21,8 +29,7 @@ def start(args, script=ppo_clip):
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     envs = make_envs(args.env, args.num_envs, args.vectorization_mode)
-    spaces = envs.single_observation_space, envs.single_action_space
-    agent = script.Agent(*spaces, args.norm_obs)
+    agent = script.Agent(envs, args.norm_obs)
     return envs, agent, script.rollouts(envs, agent, args, iteration=0)
 
 
@@ -32,33 +39,70 @@ def start(args, script=ppo_clip):
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("norm_obs", [False, True])
 def test_stored_log_probs_and_values_are_those_of_the_collecting_policy(env, norm_obs):
-    args = Args(env=env, num_envs=3, num_steps=300, norm_obs=norm_obs)
+    args = Args(env=env, num_envs=3, num_steps=300, norm_obs=norm_obs, norm_adv=False)
     _, agent, batches = start(args)
     first_obs = next(batches).obs  # standardised by a mean of 0 and a deviation of 1
-    torch.nn.init.normal_(agent.actor[-1].weight)
-    mean, std = agent.obs_statistics.mean_and_std()
+    torch.nn.init.normal_(agent.policy.mlp[-1].weight)
+    count, mean, std = agent.obs_moments.clone()
     batch = next(batches)
     with torch.no_grad():
         torch.testing.assert_close(agent.policy(batch.obs).log_prob(batch.actions), batch.log_probs)
-        torch.testing.assert_close(agent.value(batch.obs), batch.values)
-    torch.testing.assert_close(batch.returns, batch.advantages + batch.values)
+        torch.testing.assert_close(batch.returns, batch.advantages + agent.value(batch.obs))
     assert {x.shape[:1] for x in batch} == {batch.log_probs.shape} == {batch.returns.shape}
     if norm_obs:  # what standardises a rollout is what was seen before it
-        torch.testing.assert_close(mean, first_obs.mean(dim=0), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(std, first_obs.std(dim=0), rtol=1e-2, atol=1e-4)
-        assert agent.obs_statistics.sums[0, 0] == pytest.approx(len(first_obs) + len(batch.obs))
-    if norm_obs and env == "Pendulum-v1":
+        torch.testing.assert_close(mean, first_obs.double().mean(dim=0))
+        torch.testing.assert_close(std, first_obs.double().std(dim=0, correction=0))
+        assert count.tolist() == [len(first_obs)] * len(count)
+        assert agent.obs_moments[0, 0] == len(first_obs) + len(batch.obs)
+    else:
+        assert agent.obs_moments.tolist() == [[0.0] * len(count)] * 2 + [[1.0] * len(count)]
+    if env == "Pendulum-v1":
         cosine, sine, _ = (batch.obs * std + mean).T
-        ones = torch.ones(len(batch.obs))
+        ones = torch.ones(len(batch.obs), dtype=torch.float64)
         torch.testing.assert_close(cosine**2 + sine**2, ones, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["vpg", "trpo", "ppo_clip", "ppo_kl"])
-def test_advantages_are_those_of_the_definition(name):
+@each_critic
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_advantages_are_standardised_over_each_rollout_and_returns_are_of_raw_ones(script, env):
+    """To a mean of 0 and a population deviation of 1, that of the rollout alone."""
+    found = {}
+    for norm_adv in (False, True):
+        args = script.Args(env=env, num_envs=3, num_steps=50, norm_adv=norm_adv)
+        _, agent, batches = start(args, script)
+        torch.nn.init.constant_(agent.critic[-1].bias, 3.0)  # else the mean is near 0
+        found[norm_adv] = [next(batches) for _ in range(3)]
+    for raw, batch in zip(found[False], found[True]):
+        assert abs(raw.advantages.mean()) > 0.1
+        advantages = raw.advantages.double().numpy()
+        expected = (advantages - np.mean(advantages)) / np.std(advantages)
+        np.testing.assert_allclose(batch.advantages, expected, rtol=1e-4, atol=1e-5)
+        assert abs(batch.advantages.double().mean().item()) < 1e-6
+        assert batch.advantages.double().std(correction=0).item() == pytest.approx(1, abs=1e-6)
+        assert {x.dtype for x in (batch.advantages, batch.returns)} == {torch.float32}
+        for name in ("obs", "actions", "log_probs", "returns"):
+            assert torch.equal(getattr(batch, name), getattr(raw, name)), name
+        with torch.no_grad():
+            torch.testing.assert_close(raw.returns, raw.advantages + agent.value(raw.obs))
+
+
+@each_critic
+def test_equal_advantages_are_standardised_to_0(script):
+    """OneState pays 1 a step; with γ = 0 and this critic every advantage is 1 − 0.3."""
+    options = {"num_envs": 2, "num_steps": 30, "gamma": 0.0, "norm_reward": False}
+    args = script.Args(env="toys:OneStateTruncated-v0", norm_adv=True, **options)
+    _, agent, batches = start(args, script)
+    torch.nn.init.zeros_(agent.critic[-1].weight)
+    torch.nn.init.constant_(agent.critic[-1].bias, 0.3)
+    assert next(batches).advantages.abs().max() < 1e-6
+
+
+@each_critic
+def test_advantages_are_those_of_the_definition(script):
     """Drift's episodes end by termination in environments 0 and 2, by truncation in 1 and 3."""
     options = {"num_envs": 4, "num_steps": 20, "gamma": 0.9, "norm_reward": False}
-    args = SCRIPTS[name].Args(env="toys:Drift-v0", **options)
-    _, agent, batches = start(args, SCRIPTS[name])
+    args = script.Args(env="toys:Drift-v0", norm_adv=False, **options)
+    _, agent, batches = start(args, script)
     batch, expected, next_row = next(batches), {}, 0
     index = {}  # of each real step among the batch's rows, which go through time first
     for t in range(args.num_steps):
@@ -70,15 +114,17 @@ def test_advantages_are_those_of_the_definition(name):
         i = index[t, n]
         state, age = batch.obs[i]
         reward = state + 0.2 * batch.actions[i] - 0.1
+        next_obs = torch.stack([reward, age + 0.1])  # the reward is the next state
         with torch.no_grad():
-            next_value = agent.value(torch.stack([reward, age + 0.1]))
+            value, next_value = agent.value(torch.stack([batch.obs[i], next_obs]))
         is_last = t % (4 + n) == 2 + n
         if is_last and n % 2 == 0:
             next_value = 0.0
         following = 0.0 if is_last else expected.get((t + 1, n), 0.0)
-        delta = reward + 0.9 * next_value - batch.values[i]
+        delta = reward + 0.9 * next_value - value
         expected[t, n] = delta + 0.9 * args.gae_lambda * following
         torch.testing.assert_close(batch.advantages[i], expected[t, n], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(batch.returns[i], expected[t, n] + value, rtol=1e-4, atol=1e-4)
 
 
 def test_batch_holds_each_real_step_once_and_episodes_are_whole():
@@ -87,7 +133,7 @@ def test_batch_holds_each_real_step_once_and_episodes_are_whole():
     envs, _, batches = start(Args(env="toys:Drift-v0", **options))
     age = torch.cat([next(batches).obs[:, 1] for _ in range(30)])
     assert len(age) == toys.Drift.steps
-    assert envs.episode_count == sum(30 * 7 // (4 + n) for n in range(4))
+    assert len(envs.return_queue) == sum(30 * 7 // (4 + n) for n in range(4))
     assert set(envs.length_queue) == {3, 4, 5, 6}
     # A real step begins at an age of 0 to 2 + n: the last observation, of age 3 + n, begins none.
     assert age.max() == pytest.approx(0.5)
@@ -96,7 +142,7 @@ def test_batch_holds_each_real_step_once_and_episodes_are_whole():
 def test_episodic_return_is_the_raw_one():
     envs, _, batches = start(Args(norm_reward=True, norm_obs=True, num_envs=5, num_steps=50))
     batch = [next(batches) for _ in range(5)][-1]
-    assert envs.episode_count > 20 and batch.returns.max() < 20
+    assert len(envs.return_queue) > 20 and batch.returns.max() < 20
     assert list(envs.return_queue) == list(envs.length_queue)  # CartPole pays 1 a step
 
 
@@ -127,9 +173,10 @@ class Payer(gymnasium.vector.VectorEnv):
 
 def test_normalised_rewards_are_divided_by_the_deviation_of_each_episodes_discounted_sum():
     """With λ = 0 and a critic of 0, advantages are the rewards."""
-    args = Args(num_envs=3, num_steps=25, norm_reward=True, gae_lambda=0.0, gamma=0.9)
+    options = {"norm_reward": True, "norm_adv": False, "gae_lambda": 0.0, "gamma": 0.9}
+    args = Args(num_envs=3, num_steps=25, **options)
     envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(Payer(3))
-    agent = Agent(Payer.single_observation_space, Payer.single_action_space, norm_obs=False)
+    agent = Agent(envs, norm_obs=False)
     torch.nn.init.zeros_(agent.critic[-1].weight)
     batches, sums, so_far = rollouts(envs, agent, args, iteration=0), [], np.zeros(3)
     for _ in range(3):
@@ -139,8 +186,10 @@ def test_normalised_rewards_are_divided_by_the_deviation_of_each_episodes_discou
             so_far = np.where(resets, 0.0, 0.9 * so_far + rewards)
             sums.extend(so_far[~resets])
         expected = np.concatenate([rewards[~resets] for rewards, resets in paid]) / np.std(sums)
-        np.testing.assert_allclose(batch.advantages, expected, rtol=1e-4)
-    assert len(sums) < 3 * 75 and agent.reward_statistics.sums[0, 0] == pytest.approx(len(sums))
+        np.testing.assert_allclose(batch.advantages, expected, rtol=1e-5)
+    moments = [[len(sums)], [np.mean(sums)], [np.std(sums)]]
+    np.testing.assert_allclose(agent.reward_moments, moments, rtol=1e-9)
+    assert len(sums) < 3 * 75
 
 
 class RarePayer(Payer):
@@ -154,28 +203,53 @@ class RarePayer(Payer):
 
 def test_normalised_rewards_are_at_most_10():
     """The deviation of rare rewards is small, so that they would be larger."""
-    args = Args(num_steps=300, num_envs=2, norm_reward=True, gae_lambda=0.0, gamma=0.5)
+    options = {"norm_reward": True, "norm_adv": False, "gae_lambda": 0.0, "gamma": 0.5}
+    args = Args(num_steps=300, num_envs=2, **options)
     envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(RarePayer(2))
-    agent = Agent(Payer.single_observation_space, Payer.single_action_space, norm_obs=False)
+    agent = Agent(envs, norm_obs=False)
     torch.nn.init.zeros_(agent.critic[-1].weight)
     advantages = next(rollouts(envs, agent, args, iteration=0)).advantages
     assert sorted(advantages[advantages != 0].tolist()) == [-10.0, 10.0]
 
 
+NO_ROWS = torch.tensor([[0.0] * 3, [0.0] * 3, [1.0] * 3], dtype=torch.float64)
+
+
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=5), st.floats(-10, 10), st.floats(0.1, 10))
 def test_running_statistics_are_those_of_all_rows_together(sizes, shift, scale):
-    generator = torch.Generator().manual_seed(len(sizes))
-    rows = torch.randn(sum(sizes), 3, generator=generator) * scale + shift
-    statistics = RunningStatistics(3)
-    assert torch.equal(torch.stack(statistics.mean_and_std()), torch.tensor([[0.0] * 3, [1.0] * 3]))
-    for part in rows.split(sizes):
-        statistics.update(part)
-    mean, std = statistics.mean_and_std()
-    n, prior = len(rows), 1e-4  # as many rows of mean 0 and deviation 1
-    expected = rows.double().sum(dim=0) / (n + prior)
-    square = (rows.double().square().sum(dim=0) + prior) / (n + prior) - expected.square()
-    torch.testing.assert_close(mean, expected.float(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(std, square.clamp(min=1e-8).sqrt().float(), rtol=1e-3, atol=1e-4)
+    rows = np.random.default_rng(len(sizes)).standard_normal((sum(sizes), 3)) * scale + shift
+    moments = NO_ROWS
+    for part in np.split(rows, np.cumsum(sizes)[:-1]):
+        moments = with_rows(moments, part)
+    assert moments.dtype == torch.float64
+    for count, mean, std in (moments.numpy(), with_rows(NO_ROWS, rows).numpy()):
+        assert count.tolist() == [len(rows)] * 3
+        np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-9, atol=1e-9)
+        # A part of one row has a variance of 0, in whose place is 1e-8.
+        np.testing.assert_allclose(std**2, rows.var(axis=0), rtol=1e-9, atol=1.001e-8)
+    assert torch.equal(NO_ROWS, torch.tensor([[0.0] * 3, [0.0] * 3, [1.0] * 3]).double())
+
+
+@each_script
+@pytest.mark.parametrize("offset", [0.0, 1e9, -1e9])
+@pytest.mark.parametrize("sizes", [[1000], [1, 999], [400, 1, 599], [100] * 10])
+def test_running_statistics_withstand_a_large_offset(script, offset, sizes):
+    """Squares of 1e9 would swallow a deviation of 1: float64 has 16 digits."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (1000, 3))
+    rows, moments = offset + signs, NO_ROWS
+    for part in np.split(rows, np.cumsum(sizes)[:-1]):
+        moments = script.with_rows(moments, part)
+    count, mean, std = moments.numpy()
+    assert count.tolist() == [1000] * 3
+    np.testing.assert_allclose(mean - offset, signs.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(std, signs.std(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(moments, script.with_rows(NO_ROWS, rows), rtol=1e-6)
+
+
+def test_running_statistics_of_constants_have_a_deviation_to_divide_by():
+    count, mean, std = with_rows(NO_ROWS, np.full((7, 3), 0.1))
+    assert count.tolist() == [7] * 3 and mean.tolist() == pytest.approx([0.1] * 3)
+    assert std.tolist() == pytest.approx([1e-4] * 3)
 
 
 def test_actions_are_clipped_to_their_bounds_but_not_their_log_probs():
@@ -186,12 +260,14 @@ def test_actions_are_clipped_to_their_bounds_but_not_their_log_probs():
 
     taken: list[np.ndarray] = []
     envs, agent, batches = start(Args(env="Pendulum-v1", num_envs=2, num_steps=100))
-    envs.env.env = Recorder(envs.env.env)  # under ClipAction
-    torch.nn.init.constant_(agent.log_std, 2.0)
+    envs.env.env = Recorder(envs.env.env)  # under TransformAction
+    torch.nn.init.constant_(agent.policy.log_std, 2.0)
     batch = next(batches)
     assert np.abs(taken).max() == 2.0 and (np.abs(taken) == 2.0).mean() > 0.5
     assert batch.actions.abs().max() > 10
-    normal = torch.distributions.Normal(agent.actor(batch.obs), math.e**2)
+    expected = (2 * np.concatenate([batch.actions])).clip(-2, 2)  # to the policy 1 is the bound
+    np.testing.assert_allclose(np.concatenate(taken), expected, rtol=1e-6)
+    normal = torch.distributions.Normal(agent.policy.mlp(batch.obs), math.e**2)
     expected = normal.log_prob(batch.actions).sum(1).detach()
     torch.testing.assert_close(batch.log_probs, expected, rtol=1e-4, atol=1e-4)
 
@@ -207,30 +283,28 @@ def test_environment_that_writes_into_its_action_does_not_change_the_batch():
 # --------------------------------------------- acting ---------------------------------------------
 
 
-def random_agent(action_space, norm_obs=False):
+def agent_for(space, norm_obs=False, script=ppo_clip):
+    """An agent for observations of 5 numbers."""
+    spaces = {"single_observation_space": toys.Box(-1, 1, (5,)), "single_action_space": space}
+    return script.Agent(SimpleNamespace(**spaces), norm_obs)
+
+
+def random_agent(space, norm_obs=False, script=ppo_clip):
     """An agent whose outputs differ from state to state, and some observations."""
     torch.manual_seed(0)
-    agent = Agent(gymnasium.spaces.Box(-1, 1, (5,)), action_space, norm_obs)
-    torch.nn.init.normal_(agent.actor[-1].weight, std=0.2)
-    if not agent.discrete:
-        torch.nn.init.normal_(agent.log_std, std=0.3)
-    agent.obs_statistics.update(3 * torch.randn(50, 5) + 1)
-    return agent, 4 * torch.randn(6, 5)
+    agent = agent_for(space, norm_obs, script)
+    torch.nn.init.normal_(agent.policy.mlp[-1].weight, std=0.2)
+    if not agent.policy.discrete:
+        torch.nn.init.normal_(agent.policy.log_std, std=0.3)
+    if norm_obs:
+        agent.obs_moments = with_rows(agent.obs_moments, 3 * np.random.randn(50, 5) + 1)
+    return agent, 4 * np.random.default_rng(0).standard_normal((6, 5))
 
 
-@pytest.mark.parametrize("action_space", [toys.Discrete(4), toys.Box(-1, 1, (2,))], ids=str)
-@pytest.mark.parametrize("norm_obs", [False, True])
-def test_acting_in_numpy_draws_from_the_policy(action_space, norm_obs):
-    """20,000 draws for each observation, whose frequencies or moments are the policy's."""
-    agent, obs = random_agent(action_space, norm_obs)
-    obs[-1, 0] = 100.0  # over 30 deviations from the mean
-    act = ppo_clip.actor_in_numpy(agent, np.random.default_rng(0))
-    assert act(obs.numpy()).dtype == agent.policy(obs).sample().numpy().dtype
-    draws = torch.as_tensor(act(obs.repeat_interleave(20_000, dim=0).numpy()))
-    draws = draws.reshape(len(obs), 20_000, *action_space.shape)
-    with torch.no_grad():
-        policy = agent.policy(agent.standardize(obs))
-    if agent.discrete:
+def assert_draws_are_of(policy, draws):
+    """20,000 draws for each observation have the frequencies or the moments of the policy."""
+    draws = torch.as_tensor(draws).reshape(-1, 20_000, *policy.event_shape)
+    if isinstance(policy, torch.distributions.Categorical):
         frequencies = torch.stack([(draws == k).double().mean(dim=1) for k in range(4)], dim=1)
         error = (policy.probs * (1 - policy.probs) / 20_000).sqrt()
         assert ((frequencies - policy.probs).abs() < 5 * error).all()
@@ -243,20 +317,143 @@ def test_acting_in_numpy_draws_from_the_policy(action_space, norm_obs):
         assert all(abs(torch.corrcoef(x.T)[0, 1]) < 0.05 for x in draws)
 
 
-def test_acting_in_numpy_refuses_a_layer_that_it_does_not_know():
-    agent, _ = random_agent(gymnasium.spaces.Discrete(4))
-    agent.actor[1] = torch.nn.ReLU()
-    with pytest.raises(AssertionError):
-        ppo_clip.actor_in_numpy(agent, np.random.default_rng(0))
+@each_space
+@pytest.mark.parametrize("norm_obs", [False, True])
+def test_acting_in_numpy_draws_from_the_policy(space, norm_obs):
+    agent, obs = random_agent(space, norm_obs)
+    obs[-1, 0] = 100.0  # over 30 deviations from the mean
+    standard_obs = agent.standardizer()(obs)
+    expected = obs
+    if norm_obs:
+        _, mean, std = agent.obs_moments.numpy()
+        expected = ((obs - mean) / std).clip(-10, 10)
+        assert expected.max() == 10
+    np.testing.assert_allclose(standard_obs, expected, rtol=1e-6, atol=1e-6)
+    sample = agent.policy.sampler(np.random.default_rng(0))
+    with torch.no_grad():
+        policy = agent.policy(torch.as_tensor(standard_obs))
+    draws = sample(standard_obs.repeat(20_000, axis=0))[0]
+    assert standard_obs.dtype == np.float32 and draws.dtype == policy.sample().numpy().dtype
+    assert_draws_are_of(policy, draws)
+
+
+@each_script
+@each_space
+def test_sampler_takes_another_hidden_layer(script, space, monkeypatch):
+    """What it says that it drew from is forward's, too: logits, or means and deviations."""
+    mlp = script.mlp
+    monkeypatch.setattr(
+        script, "mlp", lambda first, *others, head_gain: mlp(first, 9, *others, head_gain=head_gain)
+    )
+    agent, obs = random_agent(space, script=script)
+    assert sum(isinstance(x, torch.nn.Linear) for x in agent.policy.mlp) == 4
+    obs = torch.as_tensor(obs, dtype=torch.float32)
+    agent.policy.check_sampler(obs)
+    with torch.no_grad():
+        policy = agent.policy(obs)
+    rows = obs.repeat_interleave(20_000, dim=0).numpy()
+    draws, *twin = agent.policy.sampler(np.random.default_rng(0))(rows)
+    assert_draws_are_of(policy, draws)
+    twin = [torch.as_tensor(x) for x in twin]
+    if agent.policy.discrete:
+        probs = twin[0][::20_000].softmax(-1)
+        torch.testing.assert_close(probs, policy.probs, rtol=1e-4, atol=1e-5)
+    else:
+        torch.testing.assert_close(twin[0][::20_000], policy.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(twin[1].expand(6, 2), policy.stddev)
+
+
+def with_relu(script):
+    def mlp(*sizes, head_gain, original=script.mlp):
+        layers = original(*sizes, head_gain=head_gain)
+        return torch.nn.Sequential(
+            *(torch.nn.ReLU() if isinstance(x, torch.nn.Tanh) else x for x in layers)
+        )
+
+    return "mlp", mlp
+
+
+def with_std_doubled(script):
+    class Policy(script.Policy):
+        def forward(self, obs):
+            policy = super().forward(obs)
+            if self.discrete:
+                return policy
+            normal = torch.distributions.Normal(policy.mean, 2 * policy.stddev)
+            return torch.distributions.Independent(normal, 1)
+
+    return "Policy", Policy
+
+
+def with_logits_scaled(script):
+    class Policy(script.Policy):
+        def forward(self, obs):
+            return torch.distributions.Categorical(logits=2 * self.mlp(obs))
+
+    return "Policy", Policy
+
+
+@each_script
+@pytest.mark.parametrize(
+    "change, space",
+    [
+        (with_relu, toys.Discrete(4)),
+        (with_relu, toys.Discrete(2)),
+        (with_relu, toys.Box(-1, 1, (2,))),
+        (with_std_doubled, toys.Box(-1, 1, (2,))),
+        (with_logits_scaled, toys.Discrete(4)),
+        (with_logits_scaled, toys.Discrete(2)),
+    ],
+)
+def test_sampler_that_draws_from_another_policy_is_refused(script, change, space, monkeypatch):
+    """An agent with such a policy cannot be made, and the message names both methods."""
+    monkeypatch.setattr(script, *change(script))
+    for seed in range(5):
+        torch.manual_seed(seed)
+        with pytest.raises(RuntimeError, match=r"Policy\.sampler .* Policy\.forward"):
+            agent_for(space, script=script)
+
+
+@each_script
+@each_space
+def test_sampler_may_return_actions_alone(script, space, monkeypatch):
+    """Then nothing is checked: an agent may sample from any policy by PyTorch."""
+
+    def sampler(self, rng):
+        return lambda obs: (self(torch.as_tensor(obs)).sample().numpy(),)
+
+    monkeypatch.setattr(script.Policy, "sampler", sampler)
+    monkeypatch.setattr(script, *with_relu(script))
+    agent, obs = random_agent(space, script=script)
+    obs = torch.as_tensor(obs, dtype=torch.float32)
+    agent.policy.check_sampler(obs)
+    with torch.no_grad():
+        policy = agent.policy(obs)
+        rows = obs.repeat_interleave(20_000, dim=0).numpy()
+        (draws,) = agent.policy.sampler(np.random.default_rng(0))(rows)
+    assert_draws_are_of(policy, draws)
+
+
+def test_rollouts_act_with_a_sampler_that_returns_actions_alone(monkeypatch):
+    def sampler(self, rng):
+        return lambda obs: (self(torch.as_tensor(obs)).sample().numpy(),)
+
+    monkeypatch.setattr(ppo_clip.Policy, "sampler", sampler)
+    for env in ("CartPole-v1", "Pendulum-v1"):
+        _, agent, batches = start(Args(env=env, num_envs=2, num_steps=20))
+        batch = next(batches)
+        expected = agent.policy(batch.obs).log_prob(batch.actions).detach()
+        torch.testing.assert_close(batch.log_probs, expected)
 
 
 def test_box_actions_have_one_deviation_in_all_states_and_their_log_probs_are_sums():
-    agent, obs = random_agent(gymnasium.spaces.Box(-1, 1, (2, 3)))
-    policy = agent.policy(obs)
+    agent, obs = random_agent(toys.Box(-1, 1, (2, 3)))
+    obs = torch.as_tensor(obs, dtype=torch.float32)
+    policy, mlp, std = agent.policy(obs), agent.policy.mlp, agent.policy.log_std.exp()
     assert policy.batch_shape == (6,) and policy.event_shape == (6,)
-    assert torch.equal(policy.stddev, agent.log_std.exp().expand(6, 6))
+    assert torch.equal(policy.stddev, std.expand(6, 6))
     actions = policy.sample()
-    each = torch.distributions.Normal(agent.actor(obs), agent.log_std.exp()).log_prob(actions)
+    each = torch.distributions.Normal(mlp(obs), std).log_prob(actions)
     torch.testing.assert_close(policy.log_prob(actions), each.sum(dim=1))
 
 
@@ -267,9 +464,10 @@ def test_each_epoch_deals_every_step_once_in_another_order(monkeypatch):
     args = Args(num_envs=4, num_steps=32, num_minibatches=4, update_epochs=3)
     _, agent, batches = start(args)
     batch = ppo_clip.Batch(*(x[:101] for x in next(batches)))  # 4 minibatches cannot be equal
-    seen, policy = [], agent.policy
-    monkeypatch.setattr(agent, "policy", lambda obs: (seen.append(obs), policy(obs))[1])
+    seen, forward = [], agent.policy.forward
+    monkeypatch.setattr(agent.policy, "forward", lambda obs: (seen.append(obs), forward(obs))[1])
     update(agent, make_optimizer(agent, args), batch, args)
+    assert torch.equal(seen.pop(), batch.obs)  # the shares of clipped samples
     sizes = [len(obs) for obs in seen]
     assert len(sizes) == 12 and max(sizes) - min(sizes) == 1
     epochs = [torch.cat(seen[i : i + 4]) for i in (0, 4, 8)]
@@ -281,20 +479,20 @@ def test_each_epoch_deals_every_step_once_in_another_order(monkeypatch):
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 @pytest.mark.parametrize("norm_adv", [False, True])
 def test_one_step_is_adam_on_the_loss_of_the_paper(env, norm_adv):
-    """An epoch of one minibatch is eq. 9 of Schulman et al. 2017, sample by sample."""
+    """An epoch of one minibatch is eq. 9 of Schulman et al. 2017, sample by sample.
+
+    Â is the batch's, as it is, whatever norm_adv says: that is for rollouts.
+    """
     options = {"update_epochs": 1, "num_minibatches": 1, "ent_coef": 0.02, "vf_coef": 0.7}
     options |= {"max_grad_norm": 0.3, "norm_adv": norm_adv, "num_envs": 3, "num_steps": 40}
     args = Args(env=env, **options)
-    envs, agent, batches = start(args)
-    torch.nn.init.normal_(agent.actor[-1].weight)  # else the entropy has no gradient
+    _, agent, batches = start(args)
+    torch.nn.init.normal_(agent.policy.mlp[-1].weight)  # else the entropy has no gradient
     batch = next(batches)
     noise = 0.5 * torch.randn_like(batch.log_probs)  # ratios on both sides of the band
-    batch = batch._replace(log_probs=batch.log_probs + noise)
-    twin = Agent(envs.single_observation_space, envs.single_action_space, norm_obs=False)
-    twin.load_state_dict(agent.state_dict())
-    advantages = batch.advantages
-    if norm_adv:
-        advantages = (advantages - advantages.mean()) / advantages.std(correction=0)
+    advantages = 2 * batch.advantages + 0.3
+    batch = batch._replace(log_probs=batch.log_probs + noise, advantages=advantages)
+    twin = copy.deepcopy(agent)
 
     optimizer = torch.optim.Adam(twin.parameters(), lr=args.learning_rate, eps=1e-5)
     loss = 0.0
@@ -325,24 +523,111 @@ def test_target_kl_ends_the_epochs():
         _, agent, batches = start(args)
         optimizer = make_optimizer(agent, args)
         options = dataclasses.replace(args, target_kl=target_kl)
-        metrics = update(agent, optimizer, next(batches), options)
+        batch = next(batches)
+        update(agent, optimizer, batch, options)
         steps[target_kl] = int(next(iter(optimizer.state.values()))["step"])
-        assert metrics["approx_kl"] > 1e-9
+        assert measure(agent, batch)["approx_kl"] > 1e-9
     assert steps == {None: 40, 1e-9: 4}
+
+
+@pytest.mark.parametrize("name", ["ppo_clip", "ppo_kl"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_minibatch_of_one_row_has_a_policy_gradient(name, env):
+    """With norm_adv, too: standardised by itself, its advantage would be 0."""
+    script = SCRIPTS[name]
+    options = {"num_minibatches": 16, "update_epochs": 1, "ent_coef": 0.0, "norm_adv": True}
+    args = script.Args(env=env, num_envs=4, num_steps=8, **options)
+    _, agent, batches = start(args, script)
+    batch = script.Batch(*(x[:16] for x in next(batches)))
+    weight, gradients = agent.policy.mlp[-1].bias, []
+    optimizer = SimpleNamespace(zero_grad=agent.zero_grad, param_groups=[{}])
+    optimizer.step = lambda: gradients.append(weight.grad.clone())
+    script.update(agent, optimizer, batch, args)
+    assert len(gradients) == 16 and min(x.norm() for x in gradients) > 1e-6
+
+
+def assert_metrics_are_by_hand(script, agent, batch):
+    """measure's five numbers, in double precision from single precision's outputs."""
+    with torch.no_grad():
+        policy, values = agent.policy(batch.obs), agent.value(batch.obs).double().numpy()
+        log_ratios = (policy.log_prob(batch.actions) - batch.log_probs).double().numpy()
+        if agent.policy.discrete:
+            probs = agent.policy.mlp(batch.obs).double().softmax(-1).numpy()
+            entropy = -(probs * np.log(probs)).sum(axis=1).mean()
+        else:
+            stds = agent.policy.log_std.double().exp().numpy()
+            entropy = np.log(stds * math.sqrt(2 * math.pi * math.e)).sum()
+    returns, advantages = batch.returns.double().numpy(), batch.advantages.double().numpy()
+    expected = {
+        "surrogate": np.mean((np.exp(log_ratios) - 1) * advantages),
+        "entropy": entropy,
+        "approx_kl": np.mean(np.exp(log_ratios) - 1 - log_ratios),
+        "value_loss": np.mean((values - returns) ** 2) / 2,
+        "explained_variance": 1 - np.var(returns - values) / np.var(returns),
+    }
+    metrics = script.measure(agent, batch)
+    assert list(metrics) == list(expected)
+    assert metrics == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    return metrics
+
+
+@each_critic
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_metrics_are_of_the_agent_after_the_update_over_the_whole_rollout(script, env):
+    options = {"num_envs": 4, "num_steps": 32, "num_minibatches": 4}
+    args = script.Args(env=env, **options)
+    _, agent, batches = start(args, script)
+    batch = next(batches)
+    before = assert_metrics_are_by_hand(script, agent, batch)
+    script.update(agent, script.make_optimizer(agent, args), batch, args)
+    after = assert_metrics_are_by_hand(script, agent, batch)
+    assert after["approx_kl"] > 1e-6 > before["approx_kl"]
+    assert after["surrogate"] > 1e-4 and before["surrogate"] == pytest.approx(0, abs=1e-6)
+    assert after["value_loss"] < before["value_loss"]
+
+
+@each_critic
+def test_metrics_of_equal_returns_are_finite(script):
+    """Their variance is 0, of which nothing is explained; 1e-8 is in its place."""
+    agent, obs = random_agent(toys.Discrete(4), script=script)
+    obs, ones = torch.as_tensor(obs, dtype=torch.float32), torch.ones(6)
+    batch = script.Batch(obs, torch.arange(6) % 4, -ones, ones, ones)
+    variance = agent.value(obs).var(correction=0).item()
+    metrics = script.measure(agent, batch)
+    assert metrics["explained_variance"] == pytest.approx(1 - variance * 1e8, rel=1e-3)
+
+
+@each_script
+def test_approx_kl_is_accurate_for_tiny_log_ratios(script):
+    """Of 1e-6 it is 5e-13, of which exp(x) − 1 − x in single precision knows nothing."""
+    agent, _ = random_agent(toys.Box(-1, 1, (2,)), script=script)
+    obs = torch.randn(2000, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        policy = agent.policy(obs)
+        actions = policy.mean + 1.2 * policy.stddev
+        log_probs = policy.log_prob(actions)
+        old = log_probs + 1e-6 * torch.randn(2000, generator=torch.Generator().manual_seed(1))
+    log_ratios = (log_probs - old).double()
+    assert 0.5e-6 < log_ratios.std() < 2e-6 and log_ratios.abs().max() < 1e-5
+    expected = (log_ratios.square() / 2 + log_ratios**3 / 6).mean().item()
+    rest = torch.zeros(2000), torch.zeros(2000)
+    batch = script.Batch(obs, actions, old, *rest[: len(script.Batch._fields) - 3])
+    assert script.measure(agent, batch)["approx_kl"] == pytest.approx(expected, 0.02, 0)
+    single = log_ratios.float()
+    assert (single.exp() - 1 - single).mean().item() != pytest.approx(expected, 0.5, 0)
 
 
 def test_metrics_of_an_unchanged_policy():
     args = Args(num_envs=4, num_steps=32, learning_rate=0.0, norm_adv=False)
     _, agent, batches = start(args)
     batch = next(batches)
-    metrics = update(agent, make_optimizer(agent, args), batch, args)
-    errors = batch.values - batch.returns
-    assert metrics["policy_loss"] == pytest.approx(-batch.advantages.mean().item(), rel=1e-3)
-    assert metrics["value_loss"] == pytest.approx(0.5 * errors.square().mean().item(), rel=1e-3)
-    unexplained = errors.var().item() / batch.returns.var().item()
-    assert metrics["explained_variance"] == pytest.approx(1 - unexplained, abs=1e-5)
-    probs = agent.policy(batch.obs).probs.double()
-    entropy = -(probs * probs.log()).sum(1).mean().item()
-    assert metrics["entropy"] == pytest.approx(entropy, rel=1e-4)
-    assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6)
-    assert metrics["clipfrac"] == 0 and metrics["frac_in"] == 1
+    values = agent.value(batch.obs).detach()
+    assert update(agent, make_optimizer(agent, args), batch, args) == {
+        "clipfrac": 0.0,
+        "frac_kill": 0.0,
+    }
+    metrics = assert_metrics_are_by_hand(ppo_clip, agent, batch)
+    errors = values - batch.returns
+    assert metrics["surrogate"] == pytest.approx(0, abs=1e-6)
+    assert metrics["value_loss"] == pytest.approx(0.5 * errors.square().mean().item(), rel=1e-5)
+    assert metrics["approx_kl"] == pytest.approx(0, abs=1e-9)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ppo_kl
-from ppo_kl import Agent, Args, load_checkpoint, make_envs, make_optimizer, rollouts, train, update
+from ppo_kl import Agent, Args, load_run, make_envs, make_optimizer, rollouts, train, update
 
 
 @pytest.fixture(autouse=True)
@@ -21,14 +21,15 @@ def start(args):
     """An agent of some certainty, and its first rollout."""
     torch.manual_seed(args.seed)
     envs = make_envs(args.env, args.num_envs)
-    agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
-    torch.nn.init.normal_(agent.actor[-1].weight)
+    agent = Agent(envs, args.norm_obs)
+    torch.nn.init.normal_(agent.policy.mlp[-1].weight)
     return agent, next(rollouts(envs, agent, args, iteration=0))
 
 
 def kl_of(old, new, obs):
     """KL(π_old ‖ π_new) at one observation, from the textbook."""
-    p, q = old.actor(obs), new.actor(obs)
+    old, new = old.policy, new.policy
+    p, q = old.mlp(obs), new.mlp(obs)
     if old.discrete:
         p, q = p.softmax(-1), q.softmax(-1)
         return sum(p[a] * (p[a].log() - q[a].log()) for a in range(len(p)))
@@ -37,7 +38,7 @@ def kl_of(old, new, obs):
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_second_step_is_adam_on_the_penalised_loss_of_the_paper(env):
+def test_second_step_is_adam_on_the_penalised_loss_of_the_paper(env, monkeypatch):
     """Two epochs of one minibatch against Schulman et al. 2017, eq. 8.
 
     Only in the second is the KL not 0.
@@ -49,34 +50,65 @@ def test_second_step_is_adam_on_the_penalised_loss_of_the_paper(env):
     old, twin = copy.deepcopy(agent), copy.deepcopy(agent)
     optimizer = torch.optim.Adam(twin.parameters(), lr=args.learning_rate, eps=1e-5)
     for _ in range(2):
-        loss = objectives = 0.0
+        loss = 0.0
         for i in range(len(batch.obs)):
             policy = twin.policy(batch.obs[i])
             ratio = math.e ** (policy.log_prob(batch.actions[i]) - batch.log_probs[i])
             objective = ratio * batch.advantages[i] - 5.0 * kl_of(old, twin, batch.obs[i])
             squared_error = (twin.value(batch.obs[i]) - batch.returns[i]) ** 2
             loss = loss - objective + 0.7 * squared_error / 2 - 0.02 * policy.entropy()
-            objectives += objective.item()
         optimizer.zero_grad()
         (loss / len(batch.obs)).backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), args.max_grad_norm)
         optimizer.step()
 
+    losses, backward = [], torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda x: (losses.append(x.item()), backward(x)))
     metrics = update(agent, make_optimizer(agent, args), batch, args)
+    assert len(losses) == 2
+    assert losses[1] == pytest.approx(loss.item() / len(batch.obs), 1e-3, 1e-5)
     for (name, parameter), expected in zip(agent.named_parameters(), twin.parameters()):
         found = parameter.detach()
         torch.testing.assert_close(found, expected.detach(), rtol=1e-3, atol=1e-4, msg=name)
-    assert metrics["policy_loss"] == pytest.approx(-objectives / len(batch.obs), 1e-3, 1e-5)
     kl = sum(kl_of(old, agent, obs).item() for obs in batch.obs) / len(batch.obs)
-    assert metrics["kl"] == pytest.approx(kl, rel=1e-2) and kl > 1e-5
-    assert metrics["beta"] == 5.0
+    assert metrics == {"kl": pytest.approx(kl, rel=1e-2), "beta": 5.0} and kl > 1e-5
+    log_probs = agent.policy(batch.obs).log_prob(batch.actions).detach()
+    log_ratio = (log_probs - batch.log_probs).double()
+    k3 = (log_ratio.exp() - 1 - log_ratio).mean().item()
+    assert ppo_kl.measure(agent, batch)["approx_kl"] == pytest.approx(k3, rel=1e-3)
 
 
 @given(st.floats(1e-6, 1e6), st.floats(0, 1), st.floats(1e-4, 1))
 def test_beta_doubles_halves_or_stays(beta, kl, target_kl):
-    """By section 4 of Schulman et al. 2017."""
+    """By section 4 of Schulman et al. 2017, and within 1e-4 … 1e4."""
     expected = 2 * beta if kl > 1.5 * target_kl else beta / 2 if kl < target_kl / 1.5 else beta
-    assert ppo_kl.adapted(beta, kl, target_kl) == expected
+    assert ppo_kl.adapted(beta, kl, target_kl) == min(max(expected, 1e-4), 1e4)
+
+
+def test_beta_at_a_limit_stays_there_and_comes_back():
+    """A β of 0, which no factor would change, cannot come about."""
+    beta, found = 1.0, []
+    for kl in [0.0] * 20 + [1.0] * 40 + [0.0] * 40:
+        beta = ppo_kl.adapted(beta, kl, target_kl=0.01)
+        found.append(beta)
+    down, up, down_again = found[:20], found[20:60], found[60:]
+    assert down == [2.0**-k for k in range(1, 14)] + [1e-4] * 7
+    assert up == [2.0**k * 1e-4 for k in range(1, 27)] + [1e4] * 14
+    assert down_again == [2.0**-k * 1e4 for k in range(1, 27)] + [1e-4] * 14
+    for beta, limit in ((0.0, 1e-4), (1e-4, 1e-4), (1e4, 1e4), (1e9, 1e4)):
+        assert ppo_kl.adapted(beta, 0.01, target_kl=0.01) == limit
+
+
+def test_update_takes_an_adaptive_beta_to_its_lower_limit_and_back():
+    """Small steps are far below the target; then the target is far below the steps."""
+    args = Args(num_envs=4, num_steps=32, update_epochs=1)
+    agent, batch = start(args)
+    optimizer, betas = make_optimizer(agent, args), []
+    for target_kl in [1e6] * 16 + [1e-9] * 6:
+        args.target_kl = target_kl
+        betas.append(update(agent, optimizer, batch, args)["beta"])
+    assert betas[:14] == [2.0**-k for k in range(14)] and betas[14:17] == [1e-4] * 3
+    assert betas[17:] == [2.0**k * 1e-4 for k in range(1, 6)]
 
 
 def test_beta_stays_within_a_factor_of_one_and_a_half_of_the_target():
@@ -93,8 +125,8 @@ def test_update_changes_an_adaptive_beta_alone_and_after_its_steps(penalty):
     betas = []
     for _ in range(2):
         betas.append(update(agent, optimizer, batch, args).get("beta"))
-    expected = {"adaptive": [3.0, 6.0, 12.0], "fixed": [3.0] * 3, "per-sample": [None, None, 3.0]}
-    assert [*betas, optimizer.param_groups[0]["beta"]] == expected[penalty]
+    expected = {"adaptive": [3.0, 6.0, 12.0], "fixed": [3.0, 3.0, None], "per-sample": [None] * 3}
+    assert [*betas, optimizer.param_groups[0].get("beta")] == expected[penalty]
 
 
 def test_adaptive_beta_follows_the_logged_kl_once_a_rollout_and_over_a_resume():
@@ -103,11 +135,11 @@ def test_adaptive_beta_follows_the_logged_kl_once_a_rollout_and_over_a_resume():
     args = Args(run_dir="run", beta=0.25, **options)
     rows = train(args)
     assert rows[0]["beta"] == 0.25
-    checkpoint = load_checkpoint("run")
+    _, saved = load_run("run")
     last = ppo_kl.adapted(rows[-1]["beta"], rows[-1]["kl"], args.target_kl)
-    assert checkpoint["optimizer"]["param_groups"][0]["beta"] == last
+    assert saved["optimizer"]["param_groups"][0]["beta"] == last
     assert last != 0.25  # which a resumed run would begin with if β were not kept
-    resumed = train(Args(**{**checkpoint["args"], "total_timesteps": 40_000}))
+    resumed = train(*load_run("run", total_timesteps=40_000))
     assert resumed[: len(rows)] == rows and len(resumed) > len(rows) + 5
     for row, following in zip(resumed, resumed[1:]):
         assert following["beta"] == ppo_kl.adapted(row["beta"], row["kl"], args.target_kl)

@@ -1,6 +1,7 @@
 """reinforce.py: the estimator against an enumeration, and which steps it is made of."""
 
 import itertools
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -8,7 +9,17 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
-from reinforce import Agent, Args, Batch, make_envs, make_optimizer, rollouts, train, update
+from reinforce import (
+    Agent,
+    Args,
+    Batch,
+    make_envs,
+    make_optimizer,
+    measure,
+    rollouts,
+    train,
+    update,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +31,7 @@ def start(args):
     """Environments, an agent, and the agent's rollouts in them."""
     torch.manual_seed(args.seed)
     envs = make_envs(args.env, args.num_envs)
-    agent = Agent(envs.single_observation_space, envs.single_action_space, args.norm_obs)
+    agent = Agent(envs, args.norm_obs)
     return envs, agent, rollouts(envs, agent, args, iteration=0)
 
 
@@ -47,14 +58,15 @@ TRAJECTORIES = list(itertools.product((0, 1), (0, 1)))
 @pytest.fixture
 def agent():
     torch.manual_seed(1)
-    agent = Agent(Box(0, 1, (2,)), Discrete(2), norm_obs=False).double()
-    torch.nn.init.normal_(agent.actor[-1].weight)
+    spaces = {"single_observation_space": Box(0, 1, (2,)), "single_action_space": Discrete(2)}
+    agent = Agent(SimpleNamespace(**spaces), norm_obs=False).double()
+    torch.nn.init.normal_(agent.policy.mlp[-1].weight)
     return agent
 
 
 def exact_gradient(agent):
     """∇J(θ) of J(θ) = Σ_τ p_θ(τ) R(τ), which autograd finds without a score function; γ = 1."""
-    first, *second = (agent.actor(state).softmax(-1) for state in STATES)
+    first, *second = (agent.policy.mlp(state).softmax(-1) for state in STATES)
     expected_return = 0.0
     for a, b in TRAJECTORIES:
         total_return = FIRST_REWARDS[a] + SECOND_REWARDS[a][b]
@@ -63,19 +75,18 @@ def exact_gradient(agent):
     return torch.cat([grad.flatten() for grad in grads])
 
 
-def estimates(agent, shift=0.0, **options):
+def estimates(agent, reward_to_go, shift=0.0):
     """The probability of each trajectory and the gradient that update makes of it alone."""
-    args = Args(num_envs=1, norm_returns=False, **options)
     result = []
     for a, b in TRAJECTORIES:
         obs, actions = torch.stack([STATES[0], STATES[1 + a]]), torch.tensor([a, b])
         rewards = torch.tensor([FIRST_REWARDS[a], SECOND_REWARDS[a][b]], dtype=torch.float64)
         with torch.no_grad():
             log_probs = agent.policy(obs).log_prob(actions)
-        to_go = torch.stack([rewards.sum(), rewards[1]])
-        batch = Batch(obs, actions, log_probs, to_go + shift, rewards.sum().expand(2) + shift)
+        to_go, total = torch.stack([rewards.sum(), rewards[1]]), rewards.sum().expand(2)
+        batch = Batch(obs, actions, log_probs, (to_go if reward_to_go else total) + shift)
         recorder = Recorder(agent)
-        update(agent, recorder, batch, args)
+        update(agent, recorder, batch, Args(num_envs=1))
         result.append((log_probs.sum().exp(), -recorder.gradient))
     assert sum(probability for probability, _ in result).item() == pytest.approx(1)
     return result
@@ -107,7 +118,7 @@ def test_baseline_leaves_the_expectation_alone_and_changes_the_variance(agent, r
 
 def test_batch_gradient_is_the_mean_over_episodes_of_sums_over_steps():
     """Not a mean over steps: an episode of 500 steps must not be weighed as one of 10 is."""
-    args = Args(env="toys:Drift-v0", num_envs=4, norm_returns=False)
+    args = Args(env="toys:Drift-v0", num_envs=4)
     _, agent, episodes = start(args)
     batch, recorder = next(episodes), Recorder(agent)
     update(agent, recorder, batch, args)
@@ -118,56 +129,108 @@ def test_batch_gradient_is_the_mean_over_episodes_of_sums_over_steps():
     parts = []
     for n in range(4):
         episode = Batch(*(x[environment == n] for x in batch))
-        update(agent, recorder, episode, Args(num_envs=1, norm_returns=False))
+        update(agent, recorder, episode, Args(num_envs=1))
         parts.append(recorder.gradient)
     torch.testing.assert_close(together, sum(parts) / 4)
 
 
+@pytest.mark.parametrize("norm_returns", [True, False])
+def test_update_takes_the_weights_as_they_are(norm_returns, agent):
+    """−Σ log π(a_t | s_t) w_t / N, whatever norm_returns says: that is for rollouts."""
+    obs, actions = STATES, torch.tensor([0, 1, 1])
+    weights = torch.tensor([3.0, 1.0, -4.5], dtype=torch.float64)
+    log_probs = agent.policy(obs).log_prob(actions)
+    loss = -(log_probs @ weights) / 2
+    grads = torch.autograd.grad(loss, list(agent.parameters()))
+    recorder, args = Recorder(agent), Args(num_envs=2, norm_returns=norm_returns)
+    assert update(agent, recorder, Batch(obs, actions, log_probs.detach(), weights), args) == {}
+    torch.testing.assert_close(recorder.gradient, torch.cat([x.flatten() for x in grads]))
+
+
 @pytest.mark.parametrize("reward_to_go", [True, False])
-def test_weights_are_standardised_over_all_steps(reward_to_go, agent):
+@pytest.mark.parametrize("env", ["CartPole-v1", "toys:Drift-v0"])
+def test_weights_are_standardised_over_all_steps(env, reward_to_go):
+    """To a mean of 0 and a population deviation of 1, that of each rollout alone."""
+    found = {}
+    for norm_returns in (False, True):
+        options = {"norm_returns": norm_returns, "reward_to_go": reward_to_go}
+        _, _, episodes = start(Args(env=env, num_envs=5, **options))
+        found[norm_returns] = [next(episodes) for _ in range(3)]
+    for raw, batch in zip(found[False], found[True]):
+        weights = raw.weights.double().numpy()
+        expected = (weights - np.mean(weights)) / np.std(weights)
+        np.testing.assert_allclose(batch.weights, expected, rtol=1e-4, atol=1e-5)
+        assert abs(batch.weights.double().mean().item()) < 1e-6
+        assert batch.weights.double().std(correction=0).item() == pytest.approx(1, abs=1e-6)
+        assert batch.weights.dtype == torch.float32
+        for name in ("obs", "actions", "log_probs"):
+            assert torch.equal(getattr(batch, name), getattr(raw, name)), name
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "toys:OneStateEndless-v0"])
+@pytest.mark.parametrize("steps", [5, 8])
+def test_equal_weights_are_standardised_to_0(env, steps):
+    """Before the eighth step no pole falls. CartPole pays in single precision."""
+    args = Args(env=env, num_envs=3, reward_to_go=False, max_episode_steps=steps)
+    _, _, episodes = start(args)
+    weights = next(episodes).weights
+    assert len(weights) == 3 * steps and weights.abs().max() < 1e-6
+
+
+def test_weights_of_nearly_equal_returns_are_standardised_to_a_deviation_of_1(monkeypatch):
+    """Of 50 (1 − 0.98^T) for long T, in single precision only three digits would differ."""
+    args = Args(env="CartPole-v1", num_envs=16, reward_to_go=False)
+    envs, agent, episodes = start(args)
+    lengths, played = np.arange(16) + 480, 0
+
+    def step(actions):
+        nonlocal played
+        played += 1
+        rewards, no = np.ones(16, np.float32), np.zeros(16, bool)
+        return np.zeros((16, 4), np.float32), rewards, played >= lengths, no, {}
+
+    monkeypatch.setattr(envs.env, "step", step)
+    weights = next(episodes).weights.double()
+    returns = 50 * (1 - 0.98**lengths)
+    everything = np.concatenate([returns[t < lengths] for t in range(495)])
+    expected = (everything - everything.mean()) / everything.std()
+    np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_log_the_surrogate_the_entropy_and_the_kl_after_the_step(agent):
     obs, actions = STATES, torch.tensor([0, 1, 1])
     log_probs = agent.policy(obs).log_prob(actions).detach()
     weights = torch.tensor([3.0, 1.0, -4.0], dtype=torch.float64)
-    fields = (weights, 0 * weights) if reward_to_go else (0 * weights, weights)
-    by_hand = weights / weights.square().mean().sqrt()  # their mean is 0
-    gradients = []
-    for options, (to_go, total) in (
-        ({"reward_to_go": reward_to_go}, (fields[0] + 7, fields[1] + 7)),
-        ({"norm_returns": False}, (by_hand, by_hand)),
-    ):
-        recorder = Recorder(agent)
-        update(agent, recorder, Batch(obs, actions, log_probs, to_go, total), Args(**options))
-        gradients.append(recorder.gradient)
-    torch.testing.assert_close(gradients[0], gradients[1])
-
-
-def test_rows_log_the_loss_and_the_entropy_before_and_the_kl_after_the_step(agent):
-    obs, actions = STATES, torch.tensor([0, 1, 1])
-    log_probs = agent.policy(obs).log_prob(actions).detach()
-    weights = torch.tensor([3.0, 1.0, -4.0], dtype=torch.float64)
-    probabilities = agent.actor(obs).softmax(-1).detach()
-    args = Args(num_envs=2, norm_returns=False, learning_rate=0.01)
-    batch = Batch(obs, actions, log_probs, weights, 0 * weights)
-    metrics = update(agent, make_optimizer(agent, args), batch, args)
-    assert metrics["policy_loss"] == pytest.approx(-(log_probs @ weights).item() / 2)
+    args = Args(num_envs=2, learning_rate=0.01)
+    batch = Batch(obs, actions, log_probs, weights)
+    before = measure(agent, batch)
+    assert update(agent, make_optimizer(agent, args), batch, args) == {}
+    metrics = measure(agent, batch)
+    assert list(metrics) == ["surrogate", "entropy", "approx_kl"]
+    probabilities = agent.policy.mlp(obs).softmax(-1).detach()
     entropy = -(probabilities * probabilities.log()).sum(-1).mean().item()
     assert metrics["entropy"] == pytest.approx(entropy)
-    log_ratio = agent.policy(obs).log_prob(actions) - log_probs
+    log_ratio = probabilities[range(3), actions].log() - log_probs
     k3 = (log_ratio.exp() - 1 - log_ratio).mean().item()
     assert metrics["approx_kl"] == pytest.approx(k3) and k3 > 1e-6
+    surrogate = ((log_ratio.exp() - 1) * weights).mean().item()
+    assert metrics["surrogate"] == pytest.approx(surrogate) and surrogate > 0.01
+    assert before["surrogate"] == before["approx_kl"] == 0
 
 
-def test_every_environment_gives_one_whole_episode_and_nothing_behind_it():
+@pytest.mark.parametrize("reward_to_go", [True, False])
+def test_every_environment_gives_one_whole_episode_and_nothing_behind_it(reward_to_go):
     """Drift pays its state and starts from a random one: R̂_t follows from the observations alone.
 
     The first environment ends another episode while it waits for the last one, which no queue sees.
     """
-    args = Args(env="toys:Drift-v0", num_envs=5, gamma=0.9, norm_obs=False)
+    options = {"norm_obs": False, "norm_returns": False, "reward_to_go": reward_to_go}
+    args = Args(env="toys:Drift-v0", num_envs=5, gamma=0.9, **options)
     envs, _, episodes = start(args)
     for iteration in range(1, 4):
         batch = next(episodes)
         assert len(batch.obs) == 3 + 4 + 5 + 6 + 7
-        assert envs.episode_count == 5 * iteration == len(envs.return_queue)
+        assert len(envs.return_queue) == 5 * iteration
         assert list(envs.length_queue) == [3, 4, 5, 6, 7] * iteration
         time = (10 * batch.obs[:, 1]).round().long()
         environment = torch.tensor([n for t in range(7) for n in range(5) if t < 3 + n])
@@ -176,8 +239,8 @@ def test_every_environment_gives_one_whole_episode_and_nothing_behind_it():
             assert time[rows].tolist() == list(range(3 + n))
             rewards = batch.obs[rows, 0] + 0.2 * batch.actions[rows] - 0.1
             to_go = [sum(0.9**k * r for k, r in enumerate(rewards[t:])) for t in range(3 + n)]
-            torch.testing.assert_close(batch.rewards_to_go[rows], torch.stack(to_go))
-            torch.testing.assert_close(batch.total_returns[rows], to_go[0].expand(3 + n))
+            expected = torch.stack(to_go) if reward_to_go else to_go[0].expand(3 + n)
+            torch.testing.assert_close(batch.weights[rows], expected)
             undiscounted = pytest.approx(rewards.sum().item(), rel=1e-5, abs=1e-6)
             assert list(envs.return_queue)[n - 5] == undiscounted
 
@@ -206,27 +269,27 @@ def test_short_episodes_are_not_preferred():
 
 def test_environment_without_an_end_is_cut():
     options = {"num_envs": 3, "max_episode_steps": 7, "gamma": 0.5, "total_timesteps": 100}
-    args = Args(env="toys:OneStateEndless-v0", quiet=True, **options)
+    args = Args(env="toys:OneStateEndless-v0", norm_returns=False, quiet=True, **options)
     envs, _, episodes = start(args)
     for iteration in range(1, 3):
         batch = next(episodes)
         assert len(batch.obs) == 21 and list(envs.length_queue) == [7] * 3 * iteration
-        torch.testing.assert_close(batch.rewards_to_go[-3:], torch.ones(3))
-        torch.testing.assert_close(batch.rewards_to_go[:3], torch.full((3,), 2 - 0.5**6))
+        torch.testing.assert_close(batch.weights[-3:], torch.ones(3))
+        torch.testing.assert_close(batch.weights[:3], torch.full((3,), 2 - 0.5**6))
     assert train(args)[-1]["global_step"] == 105
 
 
 def test_normalised_rewards_restart_with_each_episode():
-    args = Args(env="toys:OneStateTerminated-v0", num_envs=2, gamma=0.5, norm_reward=True)
+    options = {"norm_reward": True, "norm_returns": False, "gamma": 0.5}
+    args = Args(env="toys:OneStateTerminated-v0", num_envs=2, **options)
     envs, agent, episodes = start(args)
     for _ in range(3):
         batch = next(episodes)
     sums = [1, 1.5, 1.75, 1.875]  # S_t of an episode of 4 rewards of 1
-    mean, std = agent.reward_statistics.mean_and_std()
-    assert mean.item() == pytest.approx(np.mean(sums), rel=1e-4)
-    assert std.item() == pytest.approx(np.std(sums), rel=1e-4)
-    to_go = torch.tensor([1.875, 1.75, 1.5, 1.0]).repeat_interleave(2) / std
-    torch.testing.assert_close(batch.rewards_to_go, to_go)
+    moments = [[3 * 2 * 4], [np.mean(sums)], [np.std(sums)]]
+    np.testing.assert_allclose(agent.reward_moments, moments, rtol=1e-9)
+    to_go = torch.tensor([1.875, 1.75, 1.5, 1.0]).repeat_interleave(2) / np.std(sums)
+    torch.testing.assert_close(batch.weights, to_go)
     assert list(envs.return_queue) == [4.0] * 6  # raw
 
 
@@ -238,12 +301,13 @@ class LastPays(gymnasium.vector.VectorWrapper):
 
 def test_normalised_rewards_are_at_most_10():
     """The deviation of rare rewards is small, so that they would be larger."""
-    args = Args(env="toys:OneStateTerminated-v0", num_envs=2, gamma=0.5, norm_reward=True)
+    options = {"norm_reward": True, "norm_returns": False, "gamma": 0.5}
+    args = Args(env="toys:OneStateTerminated-v0", num_envs=2, **options)
     envs, _, episodes = start(args)
     for env in envs.unwrapped.envs:
         env.unwrapped.terminate_after = 400
     envs.env = LastPays(envs.env)
-    assert next(episodes).rewards_to_go[-2:].tolist() == [10.0, -10.0]
+    assert next(episodes).weights[-2:].tolist() == [10.0, -10.0]
 
 
 def test_optimizer_follows_the_gradient_of_all_parameters():
@@ -253,4 +317,4 @@ def test_optimizer_follows_the_gradient_of_all_parameters():
     update(agent, make_optimizer(agent, args), next(episodes), args)
     for name, parameter in agent.named_parameters():
         assert not torch.equal(parameter, before[name]), name
-    assert "log_std" in before
+    assert "policy.log_std" in before

@@ -7,7 +7,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiDiscrete, Sequence
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
@@ -113,6 +113,19 @@ def register(name, entry_point, **kwargs):
     gymnasium.register(f"{name}-v0", entry_point, **kwargs)
 
 
+class OwnSpace(gymnasium.Space):
+    """A space of somebody's own; Gymnasium knows nothing of it."""
+
+    def sample(self, **_):
+        return 1
+
+    def contains(self, x):
+        return x == 1
+
+    def __repr__(self):
+        return "OwnSpace()"
+
+
 image = Box(0, 255, (4, 4, 3), np.uint8)
 register("OneStateTruncated", OneState, max_episode_steps=10)
 register("OneStateTerminated", OneState, kwargs={"terminate_after": 4})
@@ -122,6 +135,9 @@ small, unbounded = Box(-0.1, 0.2, (3,), np.float64), Box(-np.inf, np.inf, (2,))
 SPACES = {
     "StartAtThree": (Discrete(4), Discrete(3, start=3)),
     "NegativeStart": (image, Discrete(2, start=-1)),
+    "StartAtOne": (image, Discrete(3, start=1)),
+    "Int32Action": (image, Discrete(3, dtype=np.int32)),
+    "NoAction": (image, Box(-1, 1, (0,))),
     "MatrixAction": (image, Box(-0.1, 0.2, (2, 3))),
     "ScalarAction": (image, Box(-0.1, 0.2, ())),
     "Float64": (small, small),
@@ -130,6 +146,10 @@ SPACES = {
     "IntegerBox": (image, Box(0, 5, (2,), np.int64)),
     "GraphObservation": (graph, Discrete(2)),
     "OverwritesAction": (unbounded, unbounded),
+    "SequenceObservation": (Sequence(Box(0, 1, (2,))), Discrete(2)),
+    "OwnObservation": (OwnSpace((), np.int64), Discrete(2)),
+    "OwnInDict": (Dict({"own": OwnSpace((), np.int64), "image": image}), Discrete(2)),
+    "OwnAction": (image, OwnSpace((), np.int64)),
 }
 for name, (observations, actions) in SPACES.items():
     kind = OverwritesAction if name == "OverwritesAction" else AnySpaces
@@ -267,3 +287,142 @@ class OneRankFails(CartPoleEnv):
 
 register("OneRankRaises", OneRankFails, kwargs={"fault": "raises"})
 register("OneRankIsKilled", OneRankFails, kwargs={"fault": "killed"})
+
+
+class RankPays(OneState):
+    """Each step pays the rank of the process, under torchrun."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, float(os.environ.get("RANK", 0)), *rest
+
+
+register("RankPays", RankPays, max_episode_steps=10)
+
+
+class Target(OneState):
+    """Notes and checks its actions; each costs the distance to 30 % of the range, over the range.
+
+    Components that lack a bound cost nothing.
+    """
+
+    seen = []
+
+    def __init__(self, box):
+        super().__init__()
+        self.action_space, self.bounded = box, np.isfinite(box.high - box.low)
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        assert action.dtype == self.action_space.dtype
+        Target.seen.append(action.copy())
+        obs, _, *rest = super().step(action)
+        bounds = self.action_space.low, self.action_space.high
+        action, low, high = (x[self.bounded] for x in (action, *bounds))
+        return obs, -float(np.abs((action - low) / (high - low) - 0.3).sum()), *rest
+
+
+boxes = {"100To200": Box(100, 200, (1,)), "To1000": Box(0, 1000, (1,)), "Tiny": Box(-0.01, 0.01)}
+low, high = np.array([-5, -5, -np.inf, -np.inf]), np.array([15, np.inf, 5, np.inf])
+boxes["Mixed"] = Box(low.astype(np.float32), high.astype(np.float32))
+for name, box in boxes.items():
+    register(f"Target{name}", Target, max_episode_steps=10, kwargs={"box": box})
+register("Target", Target, max_episode_steps=10)  # takes its box from who makes it
+
+
+class Informs(OneState):
+    """OneState with things to say in `info`, at resets and at steps; they differ by environment."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.what, self.all_steps = what, 0
+
+    def info(self):
+        self.all_steps += 1
+        number = int(self.np_random.integers(1, 4))
+        return {
+            "episode": {"episode": self.all_steps},
+            "winner": {"winner": 1 if number == 1 else None},
+            "lengths": {"visited": np.arange(number)},
+            "recorded": {},
+        }[self.what]
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0], self.info()
+
+    def step(self, action):
+        *rest, _ = super().step(action)
+        return *rest, self.info()
+
+
+def informs(what):
+    env = gymnasium.wrappers.TimeLimit(Informs(what), 10)
+    return gymnasium.wrappers.RecordEpisodeStatistics(env) if what == "recorded" else env
+
+
+for what in ("episode", "winner", "lengths", "recorded"):
+    register(f"Informs-{what}", informs, kwargs={"what": what})
+register("InformsNothing", OneState, max_episode_steps=10)
+
+
+class SmallSeeds(OneState):
+    """Takes seeds of 31 bits, as much of what is written in C does."""
+
+    def reset(self, *, seed=None, options=None):
+        assert seed is None or seed < 2**31
+        return super().reset(seed=seed)
+
+
+register("SmallSeeds", SmallSeeds, max_episode_steps=10)
+
+
+class Pays(OneState):
+    """Pays the action 1 so much, and the action 0 nothing."""
+
+    def __init__(self, reward):
+        super().__init__()
+        self.reward = reward
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, self.reward * float(action), *rest
+
+
+register("PaysNothing", Pays, max_episode_steps=10, kwargs={"reward": 0.0})
+register("PaysOne", Pays, max_episode_steps=10, kwargs={"reward": 1.0})
+
+
+class Far(gymnasium.Env):
+    """Observes `offset` + x, and x, which is −1 or +1; pays x for the action 1, else −x."""
+
+    observation_space, action_space = Box(-np.inf, np.inf, (2,), np.float64), Discrete(2)
+
+    def __init__(self, offset):
+        self.offset = offset
+
+    def observe(self):
+        self.x = self.np_random.choice([-1.0, 1.0])
+        return np.array([self.offset + self.x, self.x])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observe(), {}
+
+    def step(self, action):
+        reward = self.x if action == 1 else -self.x
+        return self.observe(), reward, False, False, {}
+
+
+register("Far1e6", Far, max_episode_steps=20, kwargs={"offset": 1e6})
+register("Far1e9", Far, max_episode_steps=20, kwargs={"offset": 1e9})
+gymnasium.register("ns/Env-v0", OneState, max_episode_steps=10)
+
+
+class NeedsLevel(OneState):
+    """Cannot be made without an argument."""
+
+    def __init__(self, level):
+        super().__init__()
+
+
+register("NeedsLevel", NeedsLevel)
