@@ -119,7 +119,8 @@ def make_envs(env: str, num_envs: int = 1, mode: str | None = None, **options: A
         actions = center + scale * actions.reshape(len(actions), *space.shape)
         return actions.clip(low, high).astype(space.dtype)
 
-    return RecordEpisodeStatistics(TransformAction(envs, into_space), None, stats_key="ours")
+    envs = envs if not is_real and space == Discrete(space.n) else TransformAction(envs, into_space)
+    return RecordEpisodeStatistics(envs, None, stats_key="ours")
 
 
 # --------------------------------------------- Agent ----------------------------------------------
@@ -372,8 +373,7 @@ class Run:
         (folder / "config.new").replace(folder / "config.json")  # whole or not at all
         with open(folder / "metrics.new", "w", newline="") as file:
             csv.writer(file).writerows([*self.rows[:1], *(row.values() for row in self.rows)])
-        (folder / "metrics.new").replace(folder / "metrics.csv")
-        return folder
+        return (folder / "metrics.new").replace(folder / "metrics.csv").parent
 
     def write(self, steps: int, metrics: dict[str, float]) -> None:
         """Add a row. Raises FloatingPointError for a metric or a weight that is not finite."""
@@ -392,7 +392,7 @@ class Run:
         row |= {"SPS": int(self.global_step / max(seconds, 1e-3)), **metrics}
         row |= {"learning_rate": self.optimizer.param_groups[0]["lr"]}
         for name, value in {**row, **self.agent.state_dict()}.items():
-            if value is not None and not torch.as_tensor(value).isfinite().all():
+            if value is not None and not math.isfinite(torch.as_tensor(value).sum()):
                 raise FloatingPointError(f"iteration {len(self.rows) + 1}: {name} is not finite")
         assert not self.rows or [*row] == [*self.rows[0]], f"metrics.csv: other columns: {[*row]}"
         self.rows.append(row)

@@ -118,7 +118,7 @@ MUTANTS = [
     (PPO, '"initial": self.global_step', '"initial": 0', "bar"),
     (PPO, "- args.anneal_lr * run", "- 0 * run", "learning_rate_falls"),
     (PPO, "tyro.cli(Args, default=own)", "named", "given_with_resume or killed"),
-    (PPO, "if value is not None and not torch", "if False and not torch", "not_finite"),
+    (PPO, "if value is not None and not math", "if False and not math", "not_finite"),
     (PPO, "in {**row, **self.agent.state_dict()}", "in {**row}", "not_finite"),
     (
         PPO,
