@@ -36,7 +36,12 @@ MUTANTS = [
     (PPO, "weights_only=True", "weights_only=False", "bad_value or refused"),
     (PPO, 'if (config["algorithm"], config["world_size"]) != (', "if (0, 0) == (", "refused"),
     (PPO, '.get("autoreset_mode") != AutoresetMode.NEXT_STEP', " is None", "refused"),
-    (PPO, "if is_new and args.resume or args", "if args", "defaults_by_accident"),
+    (
+        PPO,
+        "if is_new and args.resume or args",
+        "if args",
+        "unusable_environment_or_folder",
+    ),
     (PPO, "args.run_dir and (folder", "False and (folder", "refused"),
     # environments: actions, info, seeds
     (PPO, "center + scale * actions", "actions", "faults and bounds"),
@@ -66,21 +71,21 @@ MUTANTS = [
         PPO,
         "        if args.norm_adv:\n",
         "        if True:\n",
-        "standard or norm_adv or definition",
+        "standard or definition",
     ),
     (
         PPO,
         "_, mean, std = with_rows(advantages.new_zeros(3, 1), advantages[:, None])",
         "mean, std = advantages.mean(), advantages.std(correction=0)",
-        "both_together or ranks",
+        "standardised_over_both",
     ),
     # the policy, and acting in NumPy
     (PPO, "(output + rng.gumbel(size=output.shape))", "output", "acting_in_numpy_draws"),
     (PPO, "output + std * rng", "output + rng", "acting_in_numpy_draws or check"),
     (PPO, ".clip(-self.clip_obs, self.clip_obs)", "", "acting_in_numpy_draws or at_most_10"),
     (PPO, "        self.check_sampler(torch.randn(100, num_obs))\n", "", "check or sampler"),
-    (PPO, "    rows = rows - center", "    center = 0 * center", "moments or offset"),
-    (PPO, "count * std**2])", "0 * count])", "moments"),
+    (PPO, "    rows = rows - center", "    center = 0 * center", "far_from_0"),
+    (PPO, "count * std**2])", "0 * count])", "statistics"),
     # the update
     (PPO, LOW_HIGH, "advantages < 0, ratio, ratio.clamp(max=high)", "theorem_1 or theorem_2"),
     (PPO, "torch.where(advantages < 0,", "torch.where(advantages > 0,", "theorem_1 or theorem_2"),
@@ -94,8 +99,8 @@ MUTANTS = [
     (PPO, "parameters, args.max_grad_norm)", "parameters, 1e9)", "one_step_is"),
     (PPO, "torch.randperm(len(batch.obs))", "torch.arange(len(batch.obs))", "each_epoch"),
     (PPO, '["approx_kl"] > args.target_kl', '["approx_kl"] > 1e9', "target_kl_ends"),
-    (PPO, "log_ratio.expm1() - log_ratio", "log_ratio.exp() - 1 - log_ratio", "expm1 or k3"),
-    (PPO, "0.5 * errors.square()", "errors.square()", "metrics or measure"),
+    (PPO, "log_ratio.expm1() - log_ratio", "log_ratio.exp() - 1 - log_ratio", "expm1"),
+    (PPO, "0.5 * errors.square()", "errors.square()", "metrics"),
     (PPO, 'dict(zip(("clipfrac", "frac_kill")', 'dict(zip(("frac_kill", "clipfrac")', "kill"),
     # the run: seeds, stretches, checkpoints, rows
     (PPO, "torch.manual_seed(seeds[0])", "pass", "one_command or stopped_and"),
@@ -124,7 +129,7 @@ MUTANTS = [
         PPO,
         "if self.global_step >= self.saved_step + self.period and self.episodes ==",
         "if self.episodes ==",
-        "shorter_stretch",
+        "where_episodes_end",
     ),
     (PPO, "assert not self.rows or", "assert True or", "columns"),
     # several ranks
@@ -173,7 +178,7 @@ MUTANTS = [
     ),
     (TRPO, "residual = residual - step", "residual = residual + step", "conjugate_gradients"),
     (TRPO, "<= 1e-10 * (b @ b)", "< 0", "stop_when_done"),
-    (TRPO, "x.data.copy_(part.view_as(x))", "x.data = part.view_as(x)", "memory or storage"),
+    (TRPO, "x.data.copy_(part.view_as(x))", "x.data = part.view_as(x)", "memory"),
     # PPO-KL: the penalty and β
     (PPO_KL, "advantages - penalty", "advantages + penalty", "penalised_loss"),
     (

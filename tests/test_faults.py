@@ -192,6 +192,9 @@ def test_nothing_is_warned_of_where_episodes_end(script):
         assert rows[-1]["episodes"] >= 8
         resumed(script, "run", total_timesteps=300)
         script.train(arguments(script, run_dir="default"))
+        options["env"] = "toys:OneStateTruncated-v0"  # the last 8 rows see no end of its 10 steps
+        rows = script.train(arguments(script, run_dir="short", total_timesteps=45, **options))
+        assert script.__name__ == "reinforce" or rows[-1]["episodes"] == rows[-2]["episodes"]
 
 
 # ----------------------------------------------- β ------------------------------------------------
