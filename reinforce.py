@@ -66,7 +66,7 @@ class Args:
     device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
     run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
     resume: str | None = None  # folder of a run to go on with; its arguments are the defaults
-    checkpoint_every: Count = 10_000  # steps of each environment from one checkpoint to the next
+    checkpoint_every: Count = 10_000  # steps of each environment to the next checkpoint and reset
     quiet: bool = False  # show no progress bar and do not print the folder
 
     learning_rate: Amount = 5e-3  # Adam's step size
@@ -160,7 +160,7 @@ class Policy(nn.Module):
         return Independent(Normal(output, self.log_std.exp(), False), 1, validate_args=False)
 
     def sampler(self, rng: np.random.Generator) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
-        """NumPy's twin of forward as it is: obs ↦ actions and logits, or actions, means and std."""
+        """NumPy's twin of forward until an update: obs ↦ actions, and logits or means and std."""
         # Change both alike, or return lambda obs: (self(torch.as_tensor(obs)).sample().numpy(),)
         *hidden, head = [[y.numpy(force=True).T for y in x.parameters()] for x in self.mlp[::2]]
         std = None if self.discrete else self.log_std.exp().numpy(force=True)
@@ -176,7 +176,7 @@ class Policy(nn.Module):
         return sample
 
     def check_sampler(self, obs: Tensor) -> None:
-        """Raise RuntimeError unless sampler's logits, or means and std, are now forward's."""
+        """Raise RuntimeError if sampler's logits, or means and std, are not those of forward."""
         actions, *twin = map(torch.as_tensor, self.sampler(np.random.default_rng(0))(obs.numpy()))
         if twin:
             twin = Categorical(logits=twin[0]) if self.discrete else Independent(Normal(*twin), 1)

@@ -49,6 +49,11 @@ MUTANTS = [
     (PPO, ".astype(space.dtype)", "", "dtype"),
     (PPO, 'getattr(space, "start", 0)', "0", "start"),
     (PPO, "_add_info = lambda infos, *_: infos", "_x = 0", "info"),
+    (PPO, "space == Discrete(space.n)", "True", "actions_are_of_their_space"),
+    (PPO, "reshape(len(actions), *", "reshape(-1, *", "actions_are_of_their_space"),
+    (PPO, ", self.envs.time_queue.clear()", "", "queues_of_ended"),
+    (PPO, 'saved.pop("agent")', 'saved["agent"]', "is_for_one_train"),
+    (PPO, "[process.kill() for process in getattr", "[0 for process in getattr", "ctrl_c"),
     (PPO, 'stats_key="ours"', 'stats_key="episode"', "info"),
     (PPO, "seeds[2] % 2**30", "seeds[2] + 2**31", "seeds"),
     # the rollout: autoreset, truncation, raw returns, old log-probabilities
