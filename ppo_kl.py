@@ -275,7 +275,8 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
     parameters = list(agent.parameters())
     old_policy = copy.deepcopy(agent.policy).requires_grad_(False)
     group = optimizer.param_groups[0]  # an adaptive β is kept here, so that a checkpoint has it
-    beta = group.get("beta", args.beta) if args.penalty == "adaptive" else args.beta
+    betas = {"adaptive": group.get("beta", args.beta), "fixed": args.beta, "per-sample": None}
+    beta = betas[args.penalty]
     for _ in range(args.update_epochs):
         for rows in torch.randperm(len(batch.obs)).tensor_split(args.num_minibatches):
             obs, actions, old_log_probs, advantages, returns = (x[rows] for x in batch)
@@ -300,7 +301,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
     kl = mean_over_ranks(kl).item()
     if args.penalty == "adaptive":
         group["beta"] = adapted(beta, kl, args.target_kl)
-    return {"kl": kl} if args.penalty == "per-sample" else {"kl": kl, "beta": beta}
+    return {"kl": kl} if beta is None else {"kl": kl, "beta": beta}
 
 
 def adapted(beta: float, kl: float, target_kl: float) -> float:

@@ -46,8 +46,8 @@ MUTANTS = [
     # environments: actions, info, seeds
     (PPO, "center + scale * actions", "actions", "faults and bounds"),
     (PPO, "return actions.clip(low, high)", "return actions", "faults and bounds or clipped_to"),
-    (PPO, ".astype(space.dtype)", "", "dtype"),
-    (PPO, 'getattr(space, "start", 0)', "0", "start"),
+    (PPO, ".astype(space.dtype)", "", "of_their_space or bounds_exactly"),
+    (PPO, 'getattr(space, "start", 0)', "0", "of_their_space"),
     (PPO, "_add_info = lambda infos, *_: infos", "_x = 0", "info"),
     (PPO, "space == Discrete(space.n)", "True", "actions_are_of_their_space"),
     (PPO, "reshape(len(actions), *", "reshape(-1, *", "actions_are_of_their_space"),
@@ -104,7 +104,7 @@ MUTANTS = [
     (PPO, "parameters, args.max_grad_norm)", "parameters, 1e9)", "one_step_is"),
     (PPO, "torch.randperm(len(batch.obs))", "torch.arange(len(batch.obs))", "each_epoch"),
     (PPO, '["approx_kl"] > args.target_kl', '["approx_kl"] > 1e9', "target_kl_ends"),
-    (PPO, "log_ratio.expm1() - log_ratio", "log_ratio.exp() - 1 - log_ratio", "expm1"),
+    (PPO, "log_ratio.expm1() - log_ratio", "log_ratio.exp() - 1 - log_ratio", "tiny_log_ratios"),
     (PPO, "0.5 * errors.square()", "errors.square()", "metrics"),
     (PPO, 'dict(zip(("clipfrac", "frac_kill")', 'dict(zip(("frac_kill", "clipfrac")', "kill"),
     # the run: seeds, stretches, checkpoints, rows

@@ -160,3 +160,10 @@ def test_per_sample_logs_no_beta_and_still_the_kl():
     rows = train(Args(run_dir="run", penalty="per-sample", total_timesteps=5_000, quiet=True))
     assert all("beta" not in row and row["kl"] > 0 for row in rows)
     assert "beta" not in open("run/metrics.csv").readline()
+
+
+def test_a_mistyped_penalty_from_python_is_no_fixed_penalty():
+    """The command line refuses it; in Python it must not pass for another."""
+    args = Args(penalty="adaptiv", num_steps=8, total_timesteps=100, quiet=True)
+    with pytest.raises(KeyError, match="adaptiv"):
+        train(args)
