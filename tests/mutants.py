@@ -54,7 +54,7 @@ MUTANTS = [
     (PPO, ", self.envs.time_queue.clear()", "", "queues_of_ended"),
     (PPO, 'saved.pop("agent")', 'saved["agent"]', "is_for_one_train"),
     (PPO, "[process.kill() for process in getattr", "[0 for process in getattr", "ctrl_c"),
-    (PPO, 'stats_key="ours"', 'stats_key="episode"', "info"),
+    (PPO, 'stats_key="ours"', 'stats_key="episode"', "advantages_are_those"),
     (PPO, "seeds[2] % 2**30", "seeds[2] + 2**31", "seeds"),
     # the rollout: autoreset, truncation, raw returns, old log-probabilities
     (PPO, "rewards[~is_step] = 0.0", "pass", "no_steps_reach"),
@@ -136,7 +136,7 @@ MUTANTS = [
         "if self.episodes ==",
         "where_episodes_end",
     ),
-    (PPO, "assert not self.rows or", "assert True or", "columns"),
+    (PPO_KL, "assert not self.rows or", "assert True or", "columns"),
     # several ranks
     (PPO, "mean_over_ranks(*(x.grad for x in parameters))", "pass", "equal_weights"),
     (PPO, "vector / torch.distributed.get_world_size(), tensors", "vector, tensors", "two_halves"),
@@ -152,7 +152,7 @@ MUTANTS = [
     (REINFORCE, "np.where(is_playing, reward, 0.0)", "reward", "one_whole_episode"),
     (REINFORCE, "envs.env.step(", "envs.step(", "one_whole_episode"),
     (REINFORCE, ".item()).clip(-10, 10)", ".item())", "rewards_are_at_most_10"),
-    (REINFORCE, "        if not args.reward_to_go:", "        if True:", "policy_gradient_with"),
+    (REINFORCE, "        if not args.reward_to_go:", "        if True:", "one_whole_episode"),
     (REINFORCE, "        if args.norm_returns:", "        if False:", "standardised_over_all"),
     # VPG: the step and the regression
     (VPG, "loss = -(log_probs", "loss = (log_probs", "policy_takes_one_step"),

@@ -66,7 +66,7 @@ class Drift(VectorEnv):
 
     Environment n ends episodes after 3 + n steps, by termination where n is even, by truncation
     where it is odd. The state drifts by −0.1 or +0.1; the reward is the state. `steps` counts the
-    real steps taken.
+    real steps taken. `info` holds the key that Gymnasium's statistics of episodes would take.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -106,7 +106,7 @@ class Drift(VectorEnv):
         if self.absurd:
             rewards[resets] = np.nan
             obs[self.done & even] = np.nan
-        return obs, rewards, self.done & even, self.done & ~even, {}
+        return obs, rewards, self.done & even, self.done & ~even, {"episode": self.age}
 
 
 def register(name, entry_point, **kwargs):
