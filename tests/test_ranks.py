@@ -25,7 +25,6 @@ SCRIPTS = {name: importlib.import_module(name) for name in NAMES}
 KINDS = {"discrete": "CartPole-v1", "continuous": "Pendulum-v1"}
 STANDARDISED = {"raw": False, "standardised": True}
 each_script = pytest.mark.parametrize("name", NAMES)
-pytestmark = pytest.mark.xdist_group("ranks")  # one worker for all: they share what two ranks did
 
 
 def torchrun(*command, **kwargs):
