@@ -131,7 +131,7 @@ def test_update_changes_an_adaptive_beta_alone_and_after_its_steps(penalty):
 
 def test_adaptive_beta_follows_the_logged_kl_once_a_rollout_and_over_a_resume():
     """The checkpoint has the β of the rollout to come, with which a resumed run goes on."""
-    options = {"num_steps": 64, "num_minibatches": 4, "total_timesteps": 30_000, "quiet": True}
+    options = {"num_steps": 64, "num_minibatches": 4, "total_timesteps": 12_000, "quiet": True}
     args = Args(run_dir="run", beta=0.25, **options)
     rows = train(args)
     assert rows[0]["beta"] == 0.25
@@ -139,7 +139,7 @@ def test_adaptive_beta_follows_the_logged_kl_once_a_rollout_and_over_a_resume():
     last = ppo_kl.adapted(rows[-1]["beta"], rows[-1]["kl"], args.target_kl)
     assert saved["optimizer"]["param_groups"][0]["beta"] == last
     assert last != 0.25  # which a resumed run would begin with if β were not kept
-    resumed = train(*load_run("run", total_timesteps=40_000))
+    resumed = train(*load_run("run", total_timesteps=16_000))
     assert resumed[: len(rows)] == rows and len(resumed) > len(rows) + 5
     for row, following in zip(resumed, resumed[1:]):
         assert following["beta"] == ppo_kl.adapted(row["beta"], row["kl"], args.target_kl)

@@ -667,7 +667,7 @@ def test_the_four_forms_train_identically_to_the_bit(env, seed, monkeypatch):
 
     Theorems 1 and 2 of arXiv 2606.23932.
     """
-    options = {"env": env, "seed": seed, "quiet": True, "total_timesteps": 4_000}
+    options = {"env": env, "seed": seed, "quiet": True, "total_timesteps": 2_400}
     options |= {"num_envs": 7, "num_steps": 40, "learning_rate": 5e-3}
     options |= {"update_epochs": 5, "clip_coef": 0.1}
     options |= {"norm_adv": seed < 3, "norm_reward": env == "Pendulum-v1"}
@@ -687,7 +687,7 @@ def test_the_four_forms_train_identically_to_the_bit(env, seed, monkeypatch):
         with open(Path(folder, "metrics.csv"), newline="") as file:
             tables.append(list(csv.DictReader(file)))
         weights.append(torch.load(Path(folder, "checkpoint.pt"), weights_only=True)["agent"])
-    assert len(tables[0]) > 13
+    assert len(tables[0]) > 8
     shared = [x for x in tables[0][0] if x in tables[3][0] and x not in ("wall_time", "SPS")]
     metrics = {"surrogate", "entropy", "approx_kl", "value_loss", "explained_variance"}
     assert metrics < {*shared}
