@@ -276,7 +276,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
     old_policy = copy.deepcopy(agent.policy).requires_grad_(False)
     group = optimizer.param_groups[0]  # an adaptive β is kept here, so that a checkpoint has it
     betas = {"adaptive": group.get("beta", args.beta), "fixed": args.beta, "per-sample": None}
-    beta = betas[args.penalty]
+    beta = betas[args.penalty]  # one for all samples; per-sample sets it for each, below
     for _ in range(args.update_epochs):
         for rows in torch.randperm(len(batch.obs)).tensor_split(args.num_minibatches):
             obs, actions, old_log_probs, advantages, returns = (x[rows] for x in batch)
