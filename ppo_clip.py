@@ -59,7 +59,7 @@ class Args:
     gamma: Annotated[float, (0, 1)] = 0.995  # discount γ
     gae_lambda: Annotated[float, (0, 1)] = 0.95  # λ of generalised advantage estimation
     norm_obs: bool = True  # standardise observations by mean and std of past rollouts; clip to ±10
-    norm_reward: bool = True  # divide rewards by running std of their discounted sum; clip to ±10
+    norm_reward: bool = True  # divide rewards by running std of discounted sums; none exceeds ±10
     norm_adv: bool = True  # standardise the advantages of each rollout
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
@@ -70,10 +70,10 @@ class Args:
 
     learning_rate: Amount = 2e-3  # Adam's step size, for policy and value function alike
     update_epochs: Count = 10  # epochs over each rollout
-    num_minibatches: Count = 8  # minibatches per epoch
+    num_minibatches: Count = 4  # minibatches per epoch
     clip_coef: Amount = 0.2  # ε: the ratio is clipped to 1 − ε … 1 + ε
     form: Literal["min", "phi", "beta"] = "min"  # how the objective is written; same gradient
-    ent_coef: Amount = 0.01  # weight of the entropy bonus
+    ent_coef: Amount = 0.01  # weight of the entropy bonus, per number of an action
     vf_coef: Amount = 0.5  # weight of the value loss, ½ (V − return)²
     max_grad_norm: Amount = 0.5  # bound on the norm of the gradient; inf for none
     target_kl: Annotated[float | None, (0, math.inf)] = None  # end epochs if approx_kl exceeds it
@@ -146,14 +146,14 @@ def mlp(*sizes: int, head_gain: float) -> nn.Sequential:
 
 
 class Policy(nn.Module):
-    """π(a | s): Categorical for Discrete; for Box, Normal with one std in all states, first ½."""
+    """π(a | s): Categorical; for Box of k numbers, Normal; one std in all states, first 1/√k."""
 
     def __init__(self, num_obs: int, action_space: Box | Discrete) -> None:
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
-        num_outputs = int(action_space.n) if self.discrete else math.prod(action_space.shape)
-        self.mlp = mlp(num_obs, 64, 64, num_outputs, head_gain=0.01)
-        self.log_std = None if self.discrete else nn.Parameter(torch.full((num_outputs,), -0.7))
+        k = int(action_space.n) if self.discrete else math.prod(action_space.shape)
+        self.mlp = mlp(num_obs, 64, 64, k, head_gain=0.01)
+        self.log_std = None if self.discrete else nn.Parameter(-0.5 * torch.full((k,), k).log())
         self.check_sampler(torch.randn(100, num_obs))
 
     def forward(self, obs: Tensor) -> Distribution:  # (…, num_obs)
@@ -199,6 +199,7 @@ class Agent(nn.Module):
         no_rows = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)  # count, mean and std
         self.register_buffer("obs_moments", no_rows.repeat(1, num_obs))  # a buffer is saved, too
         self.register_buffer("reward_moments", no_rows)
+        self.register_buffer("largest_reward", torch.zeros(1, dtype=torch.float64))
 
     def value(self, obs: Tensor) -> Tensor:  # V(s) for obs (…, num_obs), of shape (…)
         return self.critic(obs).squeeze(-1)
@@ -223,12 +224,10 @@ class Batch(NamedTuple):
 @torch.no_grad()  # holds inside this generator only, not in its caller
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Reset the environments, then yield rollouts of num_steps rows of every environment."""
-    rank, _ = rank_and_world_size()
-    seeds = np.random.SeedSequence((args.seed, iteration, rank)).generate_state(3).tolist()
-    torch.manual_seed(seeds[0])  # of update's shuffles, too: a stopped run resumes exactly
-    rng = np.random.default_rng(seeds[1])
+    rng = np.random.default_rng((args.seed, iteration, rank_and_world_size()[0]))
+    torch.manual_seed(rng.integers(2**63))  # update's shuffles, too: a stopped run resumes exactly
     raw_obs = np.empty((args.num_steps + 1, *envs.observation_space.shape))
-    raw_obs[-1], _ = envs.reset(seed=seeds[2] % 2**30)  # with an index added, below 2³¹
+    raw_obs[-1], _ = envs.reset(seed=int(rng.integers(2**30)))  # with an index added, below 2³¹
     rewards, discounted_sums = np.zeros((2, args.num_steps, args.num_envs))
     is_step, terminations, truncations = np.zeros((3, args.num_steps, args.num_envs), bool)
     while True:
@@ -246,7 +245,8 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             for t in range(args.num_steps):
                 discounted_sums[t] = args.gamma * discounted_sums[t - 1] * is_step[t] + rewards[t]
             agent.reward_moments = with_rows(agent.reward_moments, discounted_sums[is_step, None])
-            rewards = (rewards / agent.reward_moments[2].item()).clip(-10, 10)
+            agent.largest_reward.clamp_(mean_over_ranks(torch.tensor(np.abs(rewards).max())))
+            rewards = rewards / max(agent.reward_moments[2], agent.largest_reward / 10).item()
         obs = standardize(raw_obs)
         values = agent.value(torch.as_tensor(obs, device=args.device)).cpu()
         ends = (terminations, truncations)  # both end Â_t's sum; only termination drops V(s_{t+1})
@@ -278,7 +278,8 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
             ratio = (log_probs - old_log_probs).exp()
             objective = clipped_surrogate(log_probs, ratio, advantages, args)
             value_loss = 0.5 * (agent.value(obs) - returns).square()
-            loss = args.vf_coef * value_loss - objective - args.ent_coef * policy.entropy()  # eq. 9
+            entropy = policy.entropy() / (policy.event_shape.numel() or 1)  # mean over k numbers
+            loss = args.vf_coef * value_loss - objective - args.ent_coef * entropy  # eq. 9
             optimizer.zero_grad()
             loss.mean().backward()
             mean_over_ranks(*(x.grad for x in parameters))
@@ -286,8 +287,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
             optimizer.step()
         if args.target_kl is not None and measure(agent, batch)["approx_kl"] > args.target_kl:
             break
-    with torch.no_grad():
-        ratio = (agent.policy(batch.obs).log_prob(batch.actions) - batch.log_probs).exp()
+    ratio = (agent.policy(batch.obs).log_prob(batch.actions) - batch.log_probs).exp()
     kill = kill_mask(ratio, batch.advantages, args.clip_coef)
     shares = torch.stack([(ratio - 1).abs() > args.clip_coef, kill]).float().mean(dim=1)
     return dict(zip(("clipfrac", "frac_kill"), mean_over_ranks(shares).tolist()))

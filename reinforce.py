@@ -61,7 +61,7 @@ class Args:
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: Annotated[float, (0, 1)] = 0.98  # discount γ
     norm_obs: bool = True  # standardise observations by mean and std of past rollouts; clip to ±10
-    norm_reward: bool = False  # divide rewards by running std of their discounted sum; clip to ±10
+    norm_reward: bool = False  # divide rewards by running std of discounted sums; none exceeds ±10
     anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
     run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
@@ -143,14 +143,14 @@ def mlp(*sizes: int, head_gain: float) -> nn.Sequential:
 
 
 class Policy(nn.Module):
-    """π(a | s): Categorical for Discrete; for Box, Normal with one std in all states, first ½."""
+    """π(a | s): Categorical; for Box of k numbers, Normal; one std in all states, first 1/√k."""
 
     def __init__(self, num_obs: int, action_space: Box | Discrete) -> None:
         super().__init__()
         self.discrete = isinstance(action_space, Discrete)
-        num_outputs = int(action_space.n) if self.discrete else math.prod(action_space.shape)
-        self.mlp = mlp(num_obs, 64, 64, num_outputs, head_gain=0.01)
-        self.log_std = None if self.discrete else nn.Parameter(torch.full((num_outputs,), -0.7))
+        k = int(action_space.n) if self.discrete else math.prod(action_space.shape)
+        self.mlp = mlp(num_obs, 64, 64, k, head_gain=0.01)
+        self.log_std = None if self.discrete else nn.Parameter(-0.5 * torch.full((k,), k).log())
         self.check_sampler(torch.randn(100, num_obs))
 
     def forward(self, obs: Tensor) -> Distribution:  # (…, num_obs)
@@ -195,6 +195,7 @@ class Agent(nn.Module):
         no_rows = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)  # count, mean and std
         self.register_buffer("obs_moments", no_rows.repeat(1, num_obs))  # a buffer is saved, too
         self.register_buffer("reward_moments", no_rows)
+        self.register_buffer("largest_reward", torch.zeros(1, dtype=torch.float64))
 
     def standardizer(self) -> Callable[[np.ndarray], np.ndarray]:
         """Return raw obs ↦ the obs that the policy takes: float32, standardised if norm_obs."""
@@ -215,11 +216,9 @@ class Batch(NamedTuple):
 @torch.no_grad()  # holds inside this generator only, not in its caller
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Yield rollouts of one whole episode of every environment; the episodes start together."""
-    rank, _ = rank_and_world_size()
-    seeds = np.random.SeedSequence((args.seed, iteration, rank)).generate_state(3).tolist()
-    torch.manual_seed(seeds[0])  # of update's shuffles, too: a stopped run resumes exactly
-    rng = np.random.default_rng(seeds[1])
-    envs.reset(seed=seeds[2] % 2**30)  # with an index added, below 2³¹
+    rng = np.random.default_rng((args.seed, iteration, rank_and_world_size()[0]))
+    torch.manual_seed(rng.integers(2**63))  # update's shuffles, too: a stopped run resumes exactly
+    envs.reset(seed=int(rng.integers(2**30)))  # with an index added, below 2³¹
     while True:
         raw_obs, actions, rewards, is_step = [], [], [], []
         standardize, sample = agent.standardizer(), agent.policy.sampler(rng)
@@ -242,7 +241,8 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
             for t in range(len(rewards)):
                 discounted_sums[t] = args.gamma * discounted_sums[t - 1] + rewards[t]
             agent.reward_moments = with_rows(agent.reward_moments, discounted_sums[is_step, None])
-            rewards = (rewards / agent.reward_moments[2].item()).clip(-10, 10)
+            agent.largest_reward.clamp_(mean_over_ranks(torch.tensor(np.abs(rewards).max())))
+            rewards = rewards / max(agent.reward_moments[2], agent.largest_reward / 10).item()
         returns = gae_fast.rewards_to_go(rewards, np.zeros_like(is_step), args.gamma)
         if not args.reward_to_go:
             returns = np.broadcast_to(returns[0], returns.shape)

@@ -55,7 +55,7 @@ MUTANTS = [
     (PPO, 'saved.pop("agent")', 'saved["agent"]', "is_for_one_train"),
     (PPO, "[process.kill() for process in getattr", "[0 for process in getattr", "ctrl_c"),
     (PPO, 'stats_key="ours"', 'stats_key="episode"', "advantages_are_those"),
-    (PPO, "seeds[2] % 2**30", "seeds[2] + 2**31", "seeds"),
+    (PPO, "rng.integers(2**30)", "rng.integers(2**30) + 2**31", "seeds"),
     # the rollout: autoreset, truncation, raw returns, old log-probabilities
     (PPO, "rewards[~is_step] = 0.0", "pass", "no_steps_reach"),
     (PPO, "arrays = (x[is_step] for x", "arrays = (x.reshape(-1, *x.shape[2:]) for x", "no_steps"),
@@ -63,7 +63,9 @@ MUTANTS = [
     (PPO, "raw_obs[:-1][is_step])", "raw_obs[:-1].reshape(-1, raw_obs.shape[-1]))", "no_steps"),
     (PPO, "ends = (terminations,", "ends = (terminations | truncations,", "truncation_boot"),
     (PPO, "ends = (terminations,", "ends = (terminations & False,", "truncation_boot"),
-    (PPO, ".item()).clip(-10, 10)", ".item())", "rewards_are_at_most_10"),
+    (PPO, "max(agent.reward_moments[2], ", "max(1e-8 + 0 * ", "normalised_rewards"),
+    (PPO, "agent.largest_reward / 10)", "agent.largest_reward / 1e9)", "rewards_are_at_most_10"),
+    (PPO, "largest_reward.clamp_(", "largest_reward.fill_(", "rewards_are_at_most_10"),
     (PPO, "discounted_sums[t - 1] * is_step[t]", "discounted_sums[t - 1]", "normalised_rewards"),
     (PPO, "discounted_sums[t - 1]", "discounted_sums[max(t - 1, 0)]", "normalised_rewards"),
     (
@@ -108,10 +110,10 @@ MUTANTS = [
     (PPO, "0.5 * errors.square()", "errors.square()", "metrics"),
     (PPO, 'dict(zip(("clipfrac", "frac_kill")', 'dict(zip(("frac_kill", "clipfrac")', "kill"),
     # the run: seeds, stretches, checkpoints, rows
-    (PPO, "torch.manual_seed(seeds[0])", "pass", "one_command or stopped_and"),
-    (PPO, "np.random.default_rng(seeds[1])", "np.random.default_rng()", "one_command"),
-    (PPO, "envs.reset(seed=seeds[2] % 2**30)", "envs.reset()", "one_command"),
-    (PPO, "(args.seed, iteration, rank)", "(args.seed, rank)", "stretches or stopped_and"),
+    (PPO, "torch.manual_seed(rng", "int(rng", "one_command or stopped_and"),
+    (PPO, "default_rng((args.seed, ", "default_rng((time.time_ns(), ", "one_command"),
+    (PPO, "envs.reset(seed=int(rng.integers(2**30)))", "envs.reset()", "one_command"),
+    (PPO, "(args.seed, iteration, rank_", "(args.seed, rank_", "stretches or stopped_and"),
     (
         PPO,
         'self.optimizer.load_state_dict(saved.pop("optimizer"))',
@@ -141,7 +143,7 @@ MUTANTS = [
     (PPO, "mean_over_ranks(*(x.grad for x in parameters))", "pass", "equal_weights"),
     (PPO, "vector / torch.distributed.get_world_size(), tensors", "vector, tensors", "two_halves"),
     (PPO, "sum(steps for steps, _ in gathered)", "steps", "equal_w"),
-    (VPG, "iteration, rank)", "iteration)", "of_their_own"),
+    (VPG, "iteration, rank_and_world_size()[0])", "iteration)", "of_their_own"),
     (VPG, "mean_over_ranks(*(x.grad for x in agent.critic.parameters()))", "pass", "two_halves"),
     (TRPO, "g = mean_over_ranks(flat_gradient", "g = (flat_gradient", "two_halves"),
     (TRPO, "return mean_over_ranks(hessian_vector)", "return hessian_vector", "two_halves"),
@@ -151,7 +153,7 @@ MUTANTS = [
     (REINFORCE, "is_playing = is_playing & ~is_over", "is_playing = ~is_over", "one_whole_episode"),
     (REINFORCE, "np.where(is_playing, reward, 0.0)", "reward", "one_whole_episode"),
     (REINFORCE, "envs.env.step(", "envs.step(", "one_whole_episode"),
-    (REINFORCE, ".item()).clip(-10, 10)", ".item())", "rewards_are_at_most_10"),
+    (REINFORCE, "largest_reward / 10)", "largest_reward / 1e9)", "rewards_are_at_most_10"),
     (REINFORCE, "        if not args.reward_to_go:", "        if True:", "one_whole_episode"),
     (REINFORCE, "        if args.norm_returns:", "        if False:", "standardised_over_all"),
     # VPG: the step and the regression

@@ -193,23 +193,26 @@ def test_normalised_rewards_are_divided_by_the_deviation_of_each_episodes_discou
 
 
 class RarePayer(Payer):
-    """Pays 1, with either sign, once in 300 steps, and nothing else."""
+    """Pays 1 and −½ in the first 300 steps, half as much in the next, and nothing else."""
 
     def step(self, actions):
         obs, _, *others = super().step(actions)
-        is_paid = np.arange(self.num_envs) == len(self.paid) - 150
-        return obs, is_paid * [1.0, -1.0], *others
+        is_paid = np.arange(self.num_envs) == len(self.paid) % 300 - 150
+        return obs, is_paid * [1.0, -0.5] / (1 + len(self.paid) // 300), *others
 
 
-def test_normalised_rewards_are_at_most_10():
+def test_normalised_rewards_are_at_most_10_and_stay_apart():
     """The deviation of rare rewards is small, so that they would be larger."""
     options = {"norm_reward": True, "norm_adv": False, "gae_lambda": 0.0, "gamma": 0.5}
     args = Args(num_steps=300, num_envs=2, **options)
     envs = gymnasium.wrappers.vector.RecordEpisodeStatistics(RarePayer(2))
     agent = Agent(envs, norm_obs=False)
     torch.nn.init.zeros_(agent.critic[-1].weight)
-    advantages = next(rollouts(envs, agent, args, iteration=0)).advantages
-    assert sorted(advantages[advantages != 0].tolist()) == [-10.0, 10.0]
+    batches = rollouts(envs, agent, args, iteration=0)
+    for expected in ([-5.0, 10.0], [-2.5, 5.0]):
+        advantages = next(batches).advantages
+        assert sorted(advantages[advantages != 0].tolist()) == expected
+    assert agent.state_dict()["largest_reward"].tolist() == [1.0]
 
 
 NO_ROWS = torch.tensor([[0.0] * 3, [0.0] * 3, [1.0] * 3], dtype=torch.float64)

@@ -294,20 +294,28 @@ def test_normalised_rewards_restart_with_each_episode():
 
 
 class LastPays(gymnasium.vector.VectorWrapper):
+    """The last step of the first episode pays 1 and −½, that of the next half as much."""
+
+    amounts = np.array([1.0, -0.5])
+
     def step(self, actions):
         obs, _, terminations, *others = self.env.step(actions)
-        return obs, terminations * [1.0, -1.0], terminations, *others
+        rewards = terminations * self.amounts
+        self.amounts = self.amounts / (1 + terminations)
+        return obs, rewards, terminations, *others
 
 
-def test_normalised_rewards_are_at_most_10():
+def test_normalised_rewards_are_at_most_10_and_stay_apart():
     """The deviation of rare rewards is small, so that they would be larger."""
     options = {"norm_reward": True, "norm_returns": False, "gamma": 0.5}
     args = Args(env="toys:OneStateTerminated-v0", num_envs=2, **options)
-    envs, _, episodes = start(args)
+    envs, agent, episodes = start(args)
     for env in envs.unwrapped.envs:
         env.unwrapped.terminate_after = 400
     envs.env = LastPays(envs.env)
-    assert next(episodes).weights[-2:].tolist() == [10.0, -10.0]
+    for expected in ([10.0, -5.0], [5.0, -2.5]):
+        assert next(episodes).weights[-2:].tolist() == expected
+    assert agent.state_dict()["largest_reward"].tolist() == [1.0]
 
 
 def test_optimizer_follows_the_gradient_of_all_parameters():

@@ -330,6 +330,24 @@ for name, box in boxes.items():
 register("Target", Target, max_episode_steps=10)  # takes its box from who makes it
 
 
+class LastMovePays(OneState):
+    """Of 400 steps the last pays, 1 or 2, as its action says; the observation tells the last."""
+
+    observation_space = Box(0, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return 0 * obs, info
+
+    def step(self, action):
+        obs, _, _, *rest = super().step(action)
+        is_over = self.steps == 400
+        return (self.steps == 399) * obs, is_over * (1.0 + action), is_over, *rest
+
+
+register("LastMovePays", LastMovePays)
+
+
 class Informs(OneState):
     """OneState with things to say in `info`, at resets and at steps; they differ by environment."""
 
