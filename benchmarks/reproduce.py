@@ -50,7 +50,7 @@ def blocks(page: Path) -> Iterator[re.Match[str]]:
 def measured_by(command: str) -> list[Path]:
     """The files whose change makes a command's output old: gae_fast, and the scripts it names."""
     program = ROOT / command.split()[1]
-    text = command if program.parent == ROOT else program.read_text(encoding="utf-8")
+    text = command + (program.read_text(encoding="utf-8") if program.parent != ROOT else "")
     named = [ROOT / f"{name}.py" for name in SCRIPTS if re.search(rf"\b{name}\b", text)]
     return [*sorted((ROOT / "gae_fast").glob("*.py")), *named]
 

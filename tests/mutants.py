@@ -63,6 +63,7 @@ MUTANTS = [
     (PPO, "raw_obs[:-1][is_step])", "raw_obs[:-1].reshape(-1, raw_obs.shape[-1]))", "no_steps"),
     (PPO, "ends = (terminations,", "ends = (terminations | truncations,", "truncation_boot"),
     (PPO, "ends = (terminations,", "ends = (terminations & False,", "truncation_boot"),
+    (PPO, "-0.5 * torch.full((k,), k)", "torch.full((k,), 0.5)", "span_a_box"),
     (PPO, "max(agent.reward_moments[2], ", "max(1e-8 + 0 * ", "normalised_rewards"),
     (PPO, "agent.largest_reward / 10)", "agent.largest_reward / 1e9)", "rewards_are_at_most_10"),
     (PPO, "largest_reward.clamp_(", "largest_reward.fill_(", "rewards_are_at_most_10"),
@@ -96,7 +97,9 @@ MUTANTS = [
     # the update
     (PPO, LOW_HIGH, "advantages < 0, ratio, ratio.clamp(max=high)", "theorem_1 or theorem_2"),
     (PPO, "torch.where(advantages < 0,", "torch.where(advantages > 0,", "theorem_1 or theorem_2"),
-    (PPO, "- args.ent_coef * policy", "+ args.ent_coef * policy", "one_step_is"),
+    (PPO, "- args.ent_coef * entropy", "+ args.ent_coef * entropy", "one_step_is"),
+    (PPO, " / (policy.event_shape.numel() or 1)", "", "one_step_is"),
+    (PPO_KL, " / (policy.event_shape.numel() or 1)", "", "second_step"),
     (
         PPO,
         "            optimizer.zero_grad()\n",

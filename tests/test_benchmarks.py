@@ -47,6 +47,21 @@ def test_throughput_sets_ours_beside_the_peers_that_there_are(peer):
     assert float(ratio.split()[0]) == pytest.approx(speed / 1000, abs=0.006)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="the program waits as Unix does")
+def test_settings_gives_mean_deviation_worst_and_seconds(monkeypatch):
+    options = ("--tasks", "CartPole-v1", "--seeds", "2", "--steps", "900")
+    done = run("settings.py", *options, "--runs", "vpg", "vpg --num-envs 2")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "| run | CartPole-v1 |" and lines[3].startswith("| vpg --num-envs 2 | ")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    cell = importlib.import_module("settings").cell
+    assert cell([(1.0, 3.0), (3.0, 5.0), (5.0, 9.0)]) == "3.0 ± 2.0 (1.0), 5 s"
+    assert cell([(-250.0, 3.0)]) == "-250 (-250), 3 s"
+    done = run("settings.py", *options, "--runs", "vpg --no-such-option")
+    assert done.returncode == 1 and "CalledProcessError" in done.stderr
+
+
 def test_solve_names_a_missing_peer():
     done = run("solve.py", "--sb3", "/nowhere")
     assert done.returncode == 2 and done.stdout == ""

@@ -479,12 +479,13 @@ def test_each_epoch_deals_every_step_once_in_another_order(monkeypatch):
         assert sorted(epoch.tolist()) == sorted(batch.obs.tolist())
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "toys:TargetMixed-v0"])
 @pytest.mark.parametrize("norm_adv", [False, True])
 def test_one_step_is_adam_on_the_loss_of_the_paper(env, norm_adv):
     """An epoch of one minibatch is eq. 9 of Schulman et al. 2017, sample by sample.
 
-    Â is the batch's, as it is, whatever norm_adv says: that is for rollouts.
+    Â is the batch's, as it is, whatever norm_adv says: that is for rollouts. The entropy of an
+    action of k numbers is divided by k.
     """
     options = {"update_epochs": 1, "num_minibatches": 1, "ent_coef": 0.02, "vf_coef": 0.7}
     options |= {"max_grad_norm": 0.3, "norm_adv": norm_adv, "num_envs": 3, "num_steps": 40}
@@ -492,6 +493,8 @@ def test_one_step_is_adam_on_the_loss_of_the_paper(env, norm_adv):
     _, agent, batches = start(args)
     torch.nn.init.normal_(agent.policy.mlp[-1].weight)  # else the entropy has no gradient
     batch = next(batches)
+    k = batch.actions[0].numel()
+    assert k == (4 if env.startswith("toys") else 1)
     noise = 0.5 * torch.randn_like(batch.log_probs)  # ratios on both sides of the band
     advantages = 2 * batch.advantages + 0.3
     batch = batch._replace(log_probs=batch.log_probs + noise, advantages=advantages)
@@ -505,9 +508,8 @@ def test_one_step_is_adam_on_the_loss_of_the_paper(env, norm_adv):
         clipped = torch.clip(ratio, 1 - args.clip_coef, 1 + args.clip_coef)
         surrogate = min(ratio * advantages[i], clipped * advantages[i])
         squared_error = (twin.value(batch.obs[i]) - batch.returns[i]) ** 2
-        loss = (
-            loss - surrogate + args.vf_coef * squared_error / 2 - args.ent_coef * policy.entropy()
-        )
+        bonus = args.ent_coef * policy.entropy() / k
+        loss = loss - surrogate + args.vf_coef * squared_error / 2 - bonus
     (loss / len(batch.obs)).backward()
     assert torch.nn.utils.clip_grad_norm_(twin.parameters(), args.max_grad_norm) > 0.3
     optimizer.step()

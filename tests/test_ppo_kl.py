@@ -37,7 +37,7 @@ def kl_of(old, new, obs):
     return ((new_var / var).log() / 2 + (var + (p - q) ** 2) / (2 * new_var) - 0.5).sum()
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "toys:TargetMixed-v0"])
 def test_second_step_is_adam_on_the_penalised_loss_of_the_paper(env, monkeypatch):
     """Two epochs of one minibatch against Schulman et al. 2017, eq. 8.
 
@@ -47,6 +47,7 @@ def test_second_step_is_adam_on_the_penalised_loss_of_the_paper(env, monkeypatch
     options |= {"num_envs": 2, "num_steps": 30, "norm_adv": False, "max_grad_norm": 0.3}
     args = Args(env=env, beta=5.0, penalty="fixed", **options)
     agent, batch = start(args)
+    k = batch.actions[0].numel()  # the entropy bonus is per number of an action
     old, twin = copy.deepcopy(agent), copy.deepcopy(agent)
     optimizer = torch.optim.Adam(twin.parameters(), lr=args.learning_rate, eps=1e-5)
     for _ in range(2):
@@ -56,7 +57,7 @@ def test_second_step_is_adam_on_the_penalised_loss_of_the_paper(env, monkeypatch
             ratio = math.e ** (policy.log_prob(batch.actions[i]) - batch.log_probs[i])
             objective = ratio * batch.advantages[i] - 5.0 * kl_of(old, twin, batch.obs[i])
             squared_error = (twin.value(batch.obs[i]) - batch.returns[i]) ** 2
-            loss = loss - objective + 0.7 * squared_error / 2 - 0.02 * policy.entropy()
+            loss = loss - objective + 0.7 * squared_error / 2 - 0.02 * policy.entropy() / k
         optimizer.zero_grad()
         (loss / len(batch.obs)).backward()
         torch.nn.utils.clip_grad_norm_(twin.parameters(), args.max_grad_norm)
