@@ -217,7 +217,7 @@ class Batch(NamedTuple):
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Yield rollouts of one whole episode of every environment; the episodes start together."""
     rng = np.random.default_rng((args.seed, iteration, rank_and_world_size()[0]))
-    torch.manual_seed(rng.integers(2**63))  # update's shuffles, too: a stopped run resumes exactly
+    torch.manual_seed(rng.integers(2**63))  # for update's shuffles: a stopped run resumes exactly
     envs.reset(seed=int(rng.integers(2**30)))  # with an index added, below 2³¹
     while True:
         raw_obs, actions, rewards, is_step = [], [], [], []

@@ -226,7 +226,7 @@ class Batch(NamedTuple):
 def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Iterator[Batch]:
     """Reset the environments, then yield rollouts of num_steps rows of every environment."""
     rng = np.random.default_rng((args.seed, iteration, rank_and_world_size()[0]))
-    torch.manual_seed(rng.integers(2**63))  # update's shuffles, too: a stopped run resumes exactly
+    torch.manual_seed(rng.integers(2**63))  # for update's shuffles: a stopped run resumes exactly
     raw_obs = np.empty((args.num_steps + 1, *envs.observation_space.shape))
     raw_obs[-1], _ = envs.reset(seed=int(rng.integers(2**30)))  # with an index added, below 2³¹
     rewards, discounted_sums = np.zeros((2, args.num_steps, args.num_envs))
