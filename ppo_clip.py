@@ -6,7 +6,7 @@ The gradient is zero where r > 1 + ε and Â > 0, or r < 1 − ε and Â < 0: it
     L^CLIP(θ) = E_t[ min(r Â_t, clip(r, 1 − ε, 1 + ε) Â_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347).
-Algorithm 1, with eq. 7 and 9. Â is GAE's (arXiv 1506.02438, eq. 16).
+Algorithm 1, eq. 7 and 9, but target_kl may end the epochs. Â: GAE's (arXiv 1506.02438, eq. 16).
 
     python ppo_clip.py --env CartPole-v1
     torchrun --nproc-per-node 2 ppo_clip.py --env HalfCheetah-v5 --num-envs 4
@@ -73,10 +73,10 @@ class Args:
     num_minibatches: Count = 4  # minibatches per epoch
     clip_coef: Amount = 0.2  # ε: the ratio is clipped to 1 − ε … 1 + ε
     form: Literal["min", "phi", "beta"] = "min"  # how the objective is written; same gradient
-    ent_coef: Amount = 0.01  # weight of the entropy bonus, per number of an action
+    ent_coef: Amount = 0.02  # weight of the entropy bonus, per number of an action
     vf_coef: Amount = 0.5  # weight of the value loss, ½ (V − return)²
     max_grad_norm: Amount = 0.5  # bound on the norm of the gradient; inf for none
-    target_kl: Annotated[float | None, (0, math.inf)] = None  # end epochs if approx_kl exceeds it
+    target_kl: Annotated[float | None, (0, math.inf)] = 0.05  # end epochs if approx_kl exceeds it
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(Args, include_extras=True).items():

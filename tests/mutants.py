@@ -158,7 +158,9 @@ MUTANTS = [
     (REINFORCE, "envs.env.step(", "envs.step(", "one_whole_episode"),
     (REINFORCE, "largest_reward / 10)", "largest_reward / 1e9)", "rewards_are_at_most_10"),
     (REINFORCE, "        if not args.reward_to_go:", "        if True:", "one_whole_episode"),
-    (REINFORCE, "        if args.norm_returns:", "        if False:", "standardised_over_all"),
+    (REINFORCE, "returns - returns.mean(axis=1, keepdims=True)", "returns", "mean_at_each_time"),
+    (REINFORCE, "returns.mean(axis=1, keepdims=True)", "returns[is_step].mean()", "mean_at_each"),
+    (REINFORCE, "weights = weights / with_rows", "with_rows", "mean_at_each"),
     # VPG: the step and the regression
     (VPG, "loss = -(log_probs", "loss = (log_probs", "policy_takes_one_step"),
     (

@@ -464,7 +464,8 @@ def test_box_actions_have_one_deviation_in_all_states_and_their_log_probs_are_su
 
 
 def test_each_epoch_deals_every_step_once_in_another_order(monkeypatch):
-    args = Args(num_envs=4, num_steps=32, num_minibatches=4, update_epochs=3)
+    options = {"num_minibatches": 4, "update_epochs": 3, "target_kl": None}
+    args = Args(num_envs=4, num_steps=32, **options)
     _, agent, batches = start(args)
     batch = ppo_clip.Batch(*(x[:101] for x in next(batches)))  # 4 minibatches cannot be equal
     seen, forward = [], agent.policy.forward

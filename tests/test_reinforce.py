@@ -9,6 +9,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 
+import gae_fast
 from reinforce import (
     Agent,
     Args,
@@ -86,7 +87,7 @@ def estimates(agent, reward_to_go, shift=0.0):
         to_go, total = torch.stack([rewards.sum(), rewards[1]]), rewards.sum().expand(2)
         batch = Batch(obs, actions, log_probs, (to_go if reward_to_go else total) + shift)
         recorder = Recorder(agent)
-        update(agent, recorder, batch, Args(num_envs=1))
+        update(agent, recorder, batch, Args(num_envs=1, norm_returns=False))
         result.append((log_probs.sum().exp(), -recorder.gradient))
     assert sum(probability for probability, _ in result).item() == pytest.approx(1)
     return result
@@ -116,6 +117,33 @@ def test_baseline_leaves_the_expectation_alone_and_changes_the_variance(agent, r
     assert shifted_variance < 0.8 * variance
 
 
+def test_mean_of_two_episodes_at_each_time_as_baseline_halves_the_expected_estimate(agent):
+    """Each return is a half of its own baseline; the other half is of another episode, and so
+    leaves the expectation alone. The first action 1 ends an episode here."""
+    episodes = [((0, 0), (5.0, 1.0)), ((0, 1), (5.0, -2.0)), ((1,), (3.0,))]
+    first, second = (agent.policy.mlp(state).softmax(-1) for state in STATES[:2])
+    expected_return = 3.0 * first[1] + first[0] * (5.0 + second[0] - 2.0 * second[1])
+    exact = torch.autograd.grad(expected_return, list(agent.parameters()))
+    sum_of_probabilities, estimate, recorder = 0.0, 0.0, Recorder(agent)
+    for pair in itertools.product(episodes, repeat=2):
+        rewards = np.zeros((2, 2))
+        for n, (_, paid) in enumerate(pair):
+            rewards[: len(paid), n] = paid
+        returns = gae_fast.rewards_to_go(rewards, np.zeros((2, 2), bool), 1.0)
+        steps = [(t, n) for t in (0, 1) for n in (0, 1) if t < len(pair[n][0])]
+        obs = torch.stack([STATES[t] for t, _ in steps])
+        actions = torch.tensor([pair[n][0][t] for t, n in steps])
+        weights = torch.tensor([returns[t, n] - returns[t].mean() for t, n in steps])
+        with torch.no_grad():
+            log_probs = agent.policy(obs).log_prob(actions)
+        update(agent, recorder, Batch(obs, actions, log_probs, weights), Args(num_envs=2))
+        probability = log_probs.sum().exp()
+        sum_of_probabilities += probability.item()
+        estimate = estimate - probability * recorder.gradient
+    assert sum_of_probabilities == pytest.approx(1)
+    torch.testing.assert_close(2 * estimate, torch.cat([x.flatten() for x in exact]))
+
+
 def test_batch_gradient_is_the_mean_over_episodes_of_sums_over_steps():
     """Not a mean over steps: an episode of 500 steps must not be weighed as one of 10 is."""
     args = Args(env="toys:Drift-v0", num_envs=4)
@@ -129,7 +157,7 @@ def test_batch_gradient_is_the_mean_over_episodes_of_sums_over_steps():
     parts = []
     for n in range(4):
         episode = Batch(*(x[environment == n] for x in batch))
-        update(agent, recorder, episode, Args(num_envs=1))
+        update(agent, recorder, episode, Args(num_envs=1, norm_returns=False))
         parts.append(recorder.gradient)
     torch.testing.assert_close(together, sum(parts) / 4)
 
@@ -149,18 +177,22 @@ def test_update_takes_the_weights_as_they_are(norm_returns, agent):
 
 @pytest.mark.parametrize("reward_to_go", [True, False])
 @pytest.mark.parametrize("env", ["CartPole-v1", "toys:Drift-v0"])
-def test_weights_are_standardised_over_all_steps(env, reward_to_go):
-    """To a mean of 0 and a population deviation of 1, that of each rollout alone."""
+def test_weights_are_returns_less_their_mean_at_each_time_of_deviation_1(env, reward_to_go):
+    """The deviation is that of a rollout's steps. An episode that is over still counts: as 0."""
     found = {}
     for norm_returns in (False, True):
         options = {"norm_returns": norm_returns, "reward_to_go": reward_to_go}
-        _, _, episodes = start(Args(env=env, num_envs=5, **options))
+        envs, _, episodes = start(Args(env=env, num_envs=5, **options))
         found[norm_returns] = [next(episodes) for _ in range(3)]
-    for raw, batch in zip(found[False], found[True]):
-        weights = raw.weights.double().numpy()
-        expected = (weights - np.mean(weights)) / np.std(weights)
+    lengths = np.reshape(envs.length_queue, (3, 5))
+    for raw, batch, ends in zip(found[False], found[True], lengths):
+        is_step = np.arange(ends.max())[:, None] < ends
+        returns = np.zeros(is_step.shape)
+        returns[is_step] = raw.weights
+        baseline = returns.mean(axis=1, keepdims=True) if reward_to_go else returns[0].mean()
+        expected = (returns - baseline)[is_step]
+        expected /= expected.std()
         np.testing.assert_allclose(batch.weights, expected, rtol=1e-4, atol=1e-5)
-        assert abs(batch.weights.double().mean().item()) < 1e-6
         assert batch.weights.double().std(correction=0).item() == pytest.approx(1, abs=1e-6)
         assert batch.weights.dtype == torch.float32
         for name in ("obs", "actions", "log_probs"):
@@ -169,7 +201,7 @@ def test_weights_are_standardised_over_all_steps(env, reward_to_go):
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "toys:OneStateEndless-v0"])
 @pytest.mark.parametrize("steps", [5, 8])
-def test_equal_weights_are_standardised_to_0(env, steps):
+def test_equal_weights_are_normalised_to_0(env, steps):
     """Before the eighth step no pole falls. CartPole pays in single precision."""
     args = Args(env=env, num_envs=3, reward_to_go=False, max_episode_steps=steps)
     _, _, episodes = start(args)
@@ -177,7 +209,7 @@ def test_equal_weights_are_standardised_to_0(env, steps):
     assert len(weights) == 3 * steps and weights.abs().max() < 1e-6
 
 
-def test_weights_of_nearly_equal_returns_are_standardised_to_a_deviation_of_1(monkeypatch):
+def test_weights_of_nearly_equal_returns_have_a_deviation_of_1(monkeypatch):
     """Of 50 (1 − 0.98^T) for long T, in single precision only three digits would differ."""
     args = Args(env="CartPole-v1", num_envs=16, reward_to_go=False)
     envs, agent, episodes = start(args)
@@ -193,7 +225,7 @@ def test_weights_of_nearly_equal_returns_are_standardised_to_a_deviation_of_1(mo
     weights = next(episodes).weights.double()
     returns = 50 * (1 - 0.98**lengths)
     everything = np.concatenate([returns[t < lengths] for t in range(495)])
-    expected = (everything - everything.mean()) / everything.std()
+    expected = (everything - returns.mean()) / everything.std()
     np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -257,7 +289,7 @@ def test_short_episodes_are_not_preferred():
     """CartPole's first policy has the same lengths in fifty environments at once as in one."""
     lengths = {}
     for num_envs in (1, 50):
-        envs, _, episodes = start(Args(num_envs=num_envs))
+        envs, _, episodes = start(Args(num_envs=num_envs, norm_returns=False))
         lengths[num_envs] = []
         while len(lengths[num_envs]) < 1000:
             next(episodes)

@@ -114,8 +114,8 @@ def test_reinforce_shares_all_that_needs_no_critic():
     assert " = (1, self.num_envs * (self.num_steps // 2))" in lines.pop(first + 1)
     lines.pop(first)
     own_lines = own_checks.rstrip().splitlines(keepends=True)
-    assert own_lines[-3].startswith("        if self.num_envs == 1 and ")
-    shared = "".join(own_lines[:-3]).rstrip()
+    assert own_lines[-2].startswith("        if self.num_envs == 1 and ")
+    shared = "".join(own_lines[:-2]).rstrip()
     must_be_same("__post_init__", "".join(lines).rstrip(), "reinforce", shared)
     for section in ("Agent", "rollout"):
         texts = definitions(parts[section])

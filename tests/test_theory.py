@@ -680,7 +680,7 @@ def test_the_four_forms_train_identically_to_the_bit(env, seed, monkeypatch):
 
     monkeypatch.setattr(ppo_clip, "clipped_surrogate", noted)
     for form in FORMS:
-        ppo_clip.train(ppo_clip.Args(run_dir=form, form=form, **options))
+        ppo_clip.train(ppo_clip.Args(run_dir=form, form=form, target_kl=None, **options))
     ppo_kl.train(ppo_kl.Args(run_dir="per-sample", penalty="per-sample", **options))
     folders, tables, weights = (*FORMS, "per-sample"), [], []
     for folder in folders:

@@ -389,6 +389,7 @@ def test_smallest_values_make_a_run(script, env):
     options |= (
         {"target_kl": 0 if script.__name__ == "ppo_clip" else 1e-12} if "target_kl" in names else {}
     )
+    options |= {"norm_returns": False} if "norm_returns" in names else {}
     rows = script.train(script.Args(env=env, total_timesteps=450, quiet=True, **options))
     assert rows[-1]["global_step"] >= 450 and rows[-1]["episodes"] >= 2
 
@@ -421,10 +422,12 @@ def test_refusals_say_what_would_do():
     assert not os.listdir()
 
 
-def test_reinforce_refuses_one_return_that_would_be_standardised_to_nothing():
-    with pytest.raises(ValueError, match="^--num-envs: expected 2 or more.*, got 1$"):
-        SCRIPTS["reinforce"].Args(num_envs=1, reward_to_go=False)
-    SCRIPTS["reinforce"].Args(num_envs=1, reward_to_go=False, norm_returns=False)
+@pytest.mark.parametrize("reward_to_go", [True, False])
+def test_reinforce_refuses_one_environment_whose_baseline_would_leave_nothing(reward_to_go):
+    hint = "^--num-envs: expected 2 or more, or --no-norm-returns, got 1$"
+    with pytest.raises(ValueError, match=hint):
+        SCRIPTS["reinforce"].Args(num_envs=1, reward_to_go=reward_to_go)
+    SCRIPTS["reinforce"].Args(num_envs=1, reward_to_go=reward_to_go, norm_returns=False)
 
 
 # ---------------------------------------- numbers gone wrong --------------------------------------
