@@ -6,7 +6,7 @@ The gradient is zero where r > 1 + ε and Â > 0, or r < 1 − ε and Â < 0: it
     L^CLIP(θ) = E_t[ min(r Â_t, clip(r, 1 − ε, 1 + ε) Â_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347).
-Algorithm 1, eq. 7 and 9, but target_kl may end the epochs. Â: GAE's (arXiv 1506.02438, eq. 16).
+Algorithm 1, eq. 7 and 9; target_kl may end the epochs. Â is GAE's (arXiv 1506.02438, eq. 16).
 
     python ppo_clip.py --env CartPole-v1
     torchrun --nproc-per-node 2 ppo_clip.py --env HalfCheetah-v5 --num-envs 4

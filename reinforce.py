@@ -3,14 +3,14 @@
 Each iteration plays one episode in every environment with the policy π_θ and takes one Adam step
 with the estimated gradient of the expected return J. Actions of good episodes become more likely,
 those of bad episodes less. An action cannot change earlier rewards, so the reward-to-go R̂_t can
-replace R(τ), the return of the whole episode τ, as the action's weight. R̂_t has less variance, and
-R̂_t − b_t has still less, if the baseline b_t is the mean of R̂_t over the environments.
+replace R(τ), the return of the whole episode τ, as the action's weight. R̂_t has less variance.
+The baseline b_t, the mean of R̂_t over the N environments, can make it smaller still.
 
-    ∇J(θ) = E_τ[ Σ_t ∇log π_θ(a_t | s_t) (R̂_t − b_t) ],   R̂_t = Σ_{t' ≥ t} γ^(t'−t) r_{t'}
+    (1 − 1/N) ∇J(θ) = E[ Σ_t ∇log π_θ(a_t | s_t) (R̂_t − b_t) ],  R̂_t = Σ_{t' ≥ t} γ^(t'−t) r_{t'}
 
 Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement
-Learning", section 5; with R̂_t, Sutton and Barto 2018, section 13.3. For a discounted J, R̂_t needs
-a factor γ^t. This factor is left out, as usual.
+Learning", section 5; R̂_t and b_t: Sutton and Barto 2018, sections 13.3 and 13.4. For a discounted
+J, R̂_t needs a factor γ^t. This factor is left out, as usual.
 
     python reinforce.py --env CartPole-v1
     python reinforce.py --env CartPole-v1 --no-reward-to-go --seed 2
@@ -72,7 +72,7 @@ class Args:
 
     learning_rate: Amount = 5e-3  # Adam's step size
     reward_to_go: bool = True  # weight actions by their reward-to-go; if False, by the total return
-    norm_returns: bool = True  # subtract their mean over environments at each time; divide by std
+    norm_returns: bool = True  # subtract their mean at each time, and divide by the rms
     max_episode_steps: Count = 10_000  # truncate an episode after this many steps
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Args:
             if isinstance(span, tuple) and value is not None and not span[0] <= value <= span[1]:
                 expected = f"expected a number from {span[0]} to {span[1]}"
                 raise ArgumentError(f"--{name.replace('_', '-')}: {expected}, got {value}")
-        if self.num_envs == 1 and self.norm_returns:  # a mean of one would leave 0
+        if self.num_envs == 1 and self.norm_returns:  # a return less its own mean is 0
             raise ArgumentError("--num-envs: expected 2 or more, or --no-norm-returns, got 1")
 
 
@@ -246,12 +246,13 @@ def rollouts(envs: VectorEnv, agent: Agent, args: Args, iteration: int) -> Itera
         returns = gae_fast.rewards_to_go(rewards, np.zeros_like(is_step), args.gamma)
         if not args.reward_to_go:
             returns = np.broadcast_to(returns[0], returns.shape)
-        if args.norm_returns:  # baseline: the mean at each time; an episode that is over has 0
+        if args.norm_returns:  # baseline: the mean of each row, over all environments
             returns = returns - returns.mean(axis=1, keepdims=True)
         arrays = (x[is_step] for x in (standardize(raw_obs), actions, returns))
         obs, actions, weights = (torch.tensor(x, device=args.device) for x in arrays)
         if args.norm_returns:
-            weights = weights / with_rows(weights.new_zeros(3, 1), weights[:, None])[2]
+            _, mean, std = with_rows(weights.new_zeros(3, 1), weights[:, None])
+            weights = weights / torch.hypot(mean, std)  # the root mean square, of all ranks
         log_probs = agent.policy(obs).log_prob(actions)
         if args.norm_obs:  # last: this rollout's actions were sampled with the old statistics
             agent.obs_moments = with_rows(agent.obs_moments, raw_obs[is_step])

@@ -180,7 +180,13 @@ CHOICES = [
     ),
 ]
 SIZES = {
-    ppo_clip: {"num_envs": 4, "num_steps": 128, "num_minibatches": 4, "update_epochs": 4},
+    ppo_clip: {
+        "num_envs": 4,
+        "num_steps": 128,
+        "num_minibatches": 4,
+        "update_epochs": 4,
+        "target_kl": None,
+    },
     trpo: {"num_envs": 8, "num_steps": 256, "num_minibatches": 16, "cg_iters": 15},
 }
 for sizes in SIZES.values():

@@ -35,15 +35,16 @@ import tyro
 from common import ROOT, table
 
 CHEETAH = "--env HalfCheetah-v5 --num-envs 32"
+PPO = "ppo_clip.py --target-kl None"  # all epochs, whatever the data
 # What runs, and its steps in all for each rank.
 SETTINGS = [
-    (f"ppo_clip.py {CHEETAH} --num-steps 32", 60_000),
-    (f"ppo_clip.py {CHEETAH} --num-steps 128", 100_000),
-    (f"ppo_clip.py {CHEETAH} --num-steps 128 --num-minibatches 4 --update-epochs 5", 100_000),
-    (f"ppo_clip.py {CHEETAH} --num-steps 512", 131_072),
-    (f"ppo_clip.py {CHEETAH} --num-envs 1 --num-steps 2048 --num-minibatches 32", 24_576),
+    (f"{PPO} {CHEETAH} --num-steps 32", 60_000),
+    (f"{PPO} {CHEETAH} --num-steps 128", 100_000),
+    (f"{PPO} {CHEETAH} --num-steps 128 --num-minibatches 4 --update-epochs 5", 100_000),
+    (f"{PPO} {CHEETAH} --num-steps 512", 131_072),
+    (f"{PPO} {CHEETAH} --num-envs 1 --num-steps 2048 --num-minibatches 32", 24_576),
     (f"trpo.py {CHEETAH} --num-steps 128", 100_000),
-    ("ppo_clip.py --env CartPole-v1", 120_000),
+    (f"{PPO} --env CartPole-v1", 120_000),
 ]
 SIZES = (1, 10_000, 100_000, 1_000_000)
 WAYS = ("mean_over_ranks", "all_reduce", "all_gather and mean")

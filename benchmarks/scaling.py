@@ -102,7 +102,8 @@ def operations_of_a_minibatch() -> int:
     """How many operations torch dispatches for a minibatch: forward, backward and in Adam."""
     counts = []
     for epochs in (1, 2):
-        args = ppo_clip.Args(num_envs=4, num_steps=32, num_minibatches=1, update_epochs=epochs)
+        sizes = {"num_envs": 4, "num_steps": 32, "num_minibatches": 1}
+        args = ppo_clip.Args(**sizes, update_epochs=epochs, target_kl=None)
         envs, agent, optimizer = parts_of(args)
         batch = next(ppo_clip.rollouts(envs, agent, args, 0))
         with Counter() as counter:
@@ -134,15 +135,16 @@ for num_envs in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
         "num_envs": num_envs,
         "num_steps": num_steps,
         "num_minibatches": num_envs * num_steps // 512,
+        "update_epochs": EPOCHS,
+        "target_kl": None,
     }
     for name, mode in (("native", "vector_entry_point"), ("sync", "sync")):
-        args = ppo_clip.Args(**sizes, update_epochs=EPOCHS, vectorization_mode=mode)
+        args = ppo_clip.Args(**sizes, vectorization_mode=mode)
         over_envs[name][num_envs] = measure(args, options.seconds)
 over_minibatch = {}
 for size in (32, 64, 128, 256, 512, 1024, 2048, 4096):
-    args = ppo_clip.Args(
-        num_envs=32, num_steps=128, num_minibatches=4096 // size, update_epochs=EPOCHS
-    )
+    sizes = {"num_envs": 32, "num_steps": 128, "num_minibatches": 4096 // size}
+    args = ppo_clip.Args(**sizes, update_epochs=EPOCHS, target_kl=None)
     over_minibatch[size] = measure(args, options.seconds)
 ceiling, tanh_share = networks_alone()
 

@@ -33,14 +33,15 @@ from common import RLOX, ROOT, SB3, has, run_peer, run_script, table
 SIZES = "--no-norm-obs --no-norm-reward --gamma 0.99"
 SIZES += " --num-envs {} --num-steps {} --num-minibatches {}"
 PPO = f"{SIZES} --update-epochs {{}} --learning-rate 2.5e-4"
+ALL_EPOCHS = "--target-kl None"  # or PPO-Clip may take fewer than its peers
 CRITIC = f"{SIZES} --value-epochs {{}} --value-learning-rate 1e-3"
 SYNC = "--vectorization-mode sync"
 # Our command; its sizes; steps in all; the peers of peers.py.
 PPO_PEERS = ["sb3-ppo", "rlox-ppo", "cleanrl-ppo"]
 SETTINGS = [
-    (f"ppo_clip.py --env CartPole-v1 {PPO}", "4 128 4 4", 60_000, PPO_PEERS),
-    (f"ppo_clip.py --env CartPole-v1 {SYNC} {PPO}", "4 128 4 4", 60_000, ["sb3-ppo"]),
-    (f"ppo_clip.py --env HalfCheetah-v5 {PPO}", "1 2048 32 10", 16_384, ["sb3-ppo"]),
+    (f"ppo_clip.py --env CartPole-v1 {ALL_EPOCHS} {PPO}", "4 128 4 4", 60_000, PPO_PEERS),
+    (f"ppo_clip.py --env CartPole-v1 {ALL_EPOCHS} {SYNC} {PPO}", "4 128 4 4", 60_000, ["sb3-ppo"]),
+    (f"ppo_clip.py --env HalfCheetah-v5 {ALL_EPOCHS} {PPO}", "1 2048 32 10", 16_384, ["sb3-ppo"]),
     (f"trpo.py --env CartPole-v1 --cg-iters 15 {CRITIC}", "8 256 16 10", 81_920, ["sb3-trpo"]),
     (f"trpo.py --env CartPole-v1 --cg-iters 10 {CRITIC}", "8 2048 1 5", 163_840, ["rlox-trpo"]),
     (f"vpg.py --env CartPole-v1 --gae-lambda 0.97 {CRITIC}", "8 2048 1 5", 163_840, ["rlox-vpg"]),

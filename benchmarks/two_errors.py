@@ -28,6 +28,7 @@ CLIPPED = {
     "total_timesteps": 200_000,
     "learning_rate": 1e-2,
     "anneal_lr": False,
+    "target_kl": None,
 }
 TRUNCATED = {"env": "Pendulum-v1", "total_timesteps": 300_000}
 

@@ -160,7 +160,8 @@ MUTANTS = [
     (REINFORCE, "        if not args.reward_to_go:", "        if True:", "one_whole_episode"),
     (REINFORCE, "returns - returns.mean(axis=1, keepdims=True)", "returns", "mean_at_each_time"),
     (REINFORCE, "returns.mean(axis=1, keepdims=True)", "returns[is_step].mean()", "mean_at_each"),
-    (REINFORCE, "weights = weights / with_rows", "with_rows", "mean_at_each"),
+    (REINFORCE, "weights / torch.hypot(mean, std)", "weights", "mean_at_each"),
+    (REINFORCE, "torch.hypot(mean, std)", "std", "mean_at_each"),
     # VPG: the step and the regression
     (VPG, "loss = -(log_probs", "loss = (log_probs", "policy_takes_one_step"),
     (

@@ -177,8 +177,9 @@ def test_update_takes_the_weights_as_they_are(norm_returns, agent):
 
 @pytest.mark.parametrize("reward_to_go", [True, False])
 @pytest.mark.parametrize("env", ["CartPole-v1", "toys:Drift-v0"])
-def test_weights_are_returns_less_their_mean_at_each_time_of_deviation_1(env, reward_to_go):
-    """The deviation is that of a rollout's steps. An episode that is over still counts: as 0."""
+def test_weights_are_returns_less_their_mean_at_each_time_of_mean_square_1(env, reward_to_go):
+    """The mean square is that of a rollout's steps. An episode that is over still counts in the
+    mean: with a reward-to-go of 0, or with its whole return."""
     found = {}
     for norm_returns in (False, True):
         options = {"norm_returns": norm_returns, "reward_to_go": reward_to_go}
@@ -191,9 +192,9 @@ def test_weights_are_returns_less_their_mean_at_each_time_of_deviation_1(env, re
         returns[is_step] = raw.weights
         baseline = returns.mean(axis=1, keepdims=True) if reward_to_go else returns[0].mean()
         expected = (returns - baseline)[is_step]
-        expected /= expected.std()
+        expected /= np.sqrt(np.mean(expected**2))
         np.testing.assert_allclose(batch.weights, expected, rtol=1e-4, atol=1e-5)
-        assert batch.weights.double().std(correction=0).item() == pytest.approx(1, abs=1e-6)
+        assert batch.weights.double().square().mean().item() == pytest.approx(1, abs=1e-6)
         assert batch.weights.dtype == torch.float32
         for name in ("obs", "actions", "log_probs"):
             assert torch.equal(getattr(batch, name), getattr(raw, name)), name
@@ -209,7 +210,7 @@ def test_equal_weights_are_normalised_to_0(env, steps):
     assert len(weights) == 3 * steps and weights.abs().max() < 1e-6
 
 
-def test_weights_of_nearly_equal_returns_have_a_deviation_of_1(monkeypatch):
+def test_weights_of_nearly_equal_returns_have_a_mean_square_of_1(monkeypatch):
     """Of 50 (1 − 0.98^T) for long T, in single precision only three digits would differ."""
     args = Args(env="CartPole-v1", num_envs=16, reward_to_go=False)
     envs, agent, episodes = start(args)
@@ -225,7 +226,8 @@ def test_weights_of_nearly_equal_returns_have_a_deviation_of_1(monkeypatch):
     weights = next(episodes).weights.double()
     returns = 50 * (1 - 0.98**lengths)
     everything = np.concatenate([returns[t < lengths] for t in range(495)])
-    expected = (everything - returns.mean()) / everything.std()
+    everything -= returns.mean()
+    expected = everything / np.sqrt(np.mean(everything**2))
     np.testing.assert_allclose(weights, expected, rtol=1e-3, atol=1e-3)
 
 
