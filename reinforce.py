@@ -72,7 +72,7 @@ class Args:
 
     learning_rate: Amount = 5e-3  # Adam's step size
     reward_to_go: bool = True  # weight actions by their reward-to-go; if False, by the total return
-    norm_returns: bool = True  # subtract their mean at each time, and divide by the rms
+    norm_returns: bool = True  # subtract the mean weight at each time, then divide by the rms
     max_episode_steps: Count = 10_000  # truncate an episode after this many steps
 
     def __post_init__(self) -> None:

@@ -119,7 +119,10 @@ def test_baseline_leaves_the_expectation_alone_and_changes_the_variance(agent, r
 
 def test_mean_of_two_episodes_at_each_time_as_baseline_halves_the_expected_estimate(agent):
     """Each return is a half of its own baseline; the other half is of another episode, and so
-    leaves the expectation alone. The first action 1 ends an episode here."""
+    leaves the expectation alone. The first action 1 ends an episode here.
+
+    That rollouts makes its weights so is the test of returns less their mean at each time.
+    """
     episodes = [((0, 0), (5.0, 1.0)), ((0, 1), (5.0, -2.0)), ((1,), (3.0,))]
     first, second = (agent.policy.mlp(state).softmax(-1) for state in STATES[:2])
     expected_return = 3.0 * first[1] + first[0] * (5.0 + second[0] - 2.0 * second[1])
@@ -202,9 +205,11 @@ def test_weights_are_returns_less_their_mean_at_each_time_of_mean_square_1(env, 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "toys:OneStateEndless-v0"])
 @pytest.mark.parametrize("steps", [5, 8])
-def test_equal_weights_are_normalised_to_0(env, steps):
-    """Before the eighth step no pole falls. CartPole pays in single precision."""
-    args = Args(env=env, num_envs=3, reward_to_go=False, max_episode_steps=steps)
+@pytest.mark.parametrize("reward_to_go", [True, False])
+def test_equal_episodes_have_weights_of_0(env, steps, reward_to_go):
+    """Late steps have a smaller reward-to-go, for which nobody is to blame. Before the eighth step
+    no pole falls. CartPole pays in single precision."""
+    args = Args(env=env, num_envs=3, reward_to_go=reward_to_go, max_episode_steps=steps)
     _, _, episodes = start(args)
     weights = next(episodes).weights
     assert len(weights) == 3 * steps and weights.abs().max() < 1e-6
