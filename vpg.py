@@ -72,7 +72,7 @@ class Args:
     checkpoint_every: Count = 10_000  # steps of each environment to the next checkpoint and reset
     quiet: bool = False  # show no progress bar and do not print the folder
 
-    learning_rate: Amount = 5e-3  # Adam's step size for the policy
+    learning_rate: Amount = 4e-3  # Adam's step size for the policy
     value_learning_rate: Amount = 1e-3  # Adam's step size for the value function
     value_epochs: Count = 10  # epochs over each rollout to fit the value function
     num_minibatches: Count = 4  # minibatches per epoch of the value function
