@@ -57,7 +57,7 @@ class Args:
     seed: Annotated[int, (0, 2**63)] = 1  # of all that is random: environments, weights, sampling
     total_timesteps: Count = 200_000  # steps of all environments; the last rollout may overshoot
     num_envs: Count = 8  # parallel environments; with torchrun, in each process
-    num_steps: Annotated[int, (2, math.inf)] = 32  # rollout rows per environment, resets too
+    num_steps: Annotated[int, (2, math.inf)] = 64  # rollout rows per environment, resets too
     # how Gymnasium steps the environments; None: the environment's own vector version, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
     gamma: Annotated[float, (0, 1)] = 0.995  # discount γ
@@ -72,7 +72,7 @@ class Args:
     checkpoint_every: Count = 10_000  # steps of each environment to the next checkpoint and reset
     quiet: bool = False  # show no progress bar and do not print the folder
 
-    learning_rate: Amount = 4e-3  # Adam's step size for the policy
+    learning_rate: Amount = 5e-3  # Adam's step size for the policy
     value_learning_rate: Amount = 1e-3  # Adam's step size for the value function
     value_epochs: Count = 10  # epochs over each rollout to fit the value function
     num_minibatches: Count = 4  # minibatches per epoch of the value function

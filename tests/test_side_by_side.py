@@ -168,7 +168,7 @@ def test_defaults_of_one_name_are_one_but_where_named():
     own = {"learning_rate", "value_learning_rate", "num_minibatches", "target_kl"}
     departures = {
         "reinforce": {"num_envs": 16, "gamma": 0.98, "norm_reward": False},
-        "vpg": {"num_steps": 32},
+        "vpg": {"num_steps": 64},
         "trpo": {"anneal_lr": False},
     }
     defaults = {}

@@ -136,13 +136,13 @@ def test_equal_definitions_stand_beside_each_other(left, right):
 def test_changed_words_are_marked_and_no_others(site):
     page = (site / "pairs/vpg-ppo_clip.html").read_text(encoding="utf-8")
     (line,) = [x[4] for x in CELL.findall(page) if f"{x[2]}.L{x[3]}" == place("vpg", " num_steps:")]
-    assert plain(line).startswith("    num_steps: Annotated[int, (2, math.inf)] = 32")
+    assert plain(line).startswith("    num_steps: Annotated[int, (2, math.inf)] = 64")
     assert [plain(x) for x in re.findall(r"<mark>(.*?)</mark>", line)] == ["32"]
 
 
 def test_the_arguments_that_differ_in_presence_or_default():
     rows = {x[0]: x[1:3] for x in builder.different_arguments("vpg", "ppo_clip")}
-    assert rows["--num-steps"] == ("32", "256")
+    assert rows["--num-steps"] == ("64", "256")
     assert rows["--clip-coef"] == ("—", "0.2")
     assert rows["--value-epochs"] == ("10", "—")
     assert "--gamma" not in rows
