@@ -137,7 +137,7 @@ def test_changed_words_are_marked_and_no_others(site):
     page = (site / "pairs/vpg-ppo_clip.html").read_text(encoding="utf-8")
     (line,) = [x[4] for x in CELL.findall(page) if f"{x[2]}.L{x[3]}" == place("vpg", " num_steps:")]
     assert plain(line).startswith("    num_steps: Annotated[int, (2, math.inf)] = 64")
-    assert [plain(x) for x in re.findall(r"<mark>(.*?)</mark>", line)] == ["32"]
+    assert [plain(x) for x in re.findall(r"<mark>(.*?)</mark>", line)] == ["64"]
 
 
 def test_the_arguments_that_differ_in_presence_or_default():
