@@ -77,7 +77,7 @@ class Args:
     line_search_decay: Annotated[float, (0, 1)] = 0.8  # α: factor on the step after each failed try
     value_learning_rate: Amount = 2e-3  # Adam's step size for the value function
     value_epochs: Count = 10  # epochs over each rollout to fit the value function
-    num_minibatches: Count = 8  # minibatches per epoch
+    num_minibatches: Count = 4  # minibatches per epoch
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(Args, include_extras=True).items():

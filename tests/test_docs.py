@@ -265,7 +265,8 @@ def test_python_of_the_documents_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     reinforce, script = map(importlib.import_module, ("reinforce", "ppo_clip"))
     monkeypatch.setattr(reinforce, "Run", reinforce.Run)  # one block puts another in its place
-    script.train(script.Args(total_timesteps=2000, run_dir="runs/NAME", quiet=True))
+    own = {"num_steps": 256, "run_dir": "runs/NAME", "quiet": True}
+    script.train(script.Args(total_timesteps=2000, **own))
     blocks = [
         block
         for text in TEXTS
@@ -277,9 +278,8 @@ def test_python_of_the_documents_runs(tmp_path, monkeypatch, capsys):
         block = re.sub(r"\bArgs\((env=[^,)]+)(?:, seed=3)?\)", rf"Args(\1, {few})", block)
         exec(block.replace("=400_000", "=5000, quiet=True"), {})
     assert (tmp_path / "runs/again/metrics.csv").exists()
-    assert (
-        len(script.load_run("runs/NAME")[1]["rows"]) == 3
-    )  # two of nearly 2,000 steps, and one more
+    rows = script.load_run("runs/NAME")[1]["rows"]
+    assert len(rows) == 3  # each of nearly 2,000 steps; the last one is of the resumed run
     assert logged and logged == sorted(logged)
     assert re.search(r"^CartPole-v1 \d\d%\nPendulum-v1 100%$", capsys.readouterr().out, re.M)
     for env in ("Buttons-v0", "OneButton-v0", "BigLake-v0"):

@@ -142,7 +142,7 @@ def test_changed_words_are_marked_and_no_others(site):
 
 def test_the_arguments_that_differ_in_presence_or_default():
     rows = {x[0]: x[1:3] for x in builder.different_arguments("vpg", "ppo_clip")}
-    assert rows["--num-steps"] == ("64", "256")
+    assert rows["--num-steps"] == ("64", "128")
     assert rows["--clip-coef"] == ("—", "0.2")
     assert rows["--value-epochs"] == ("10", "—")
     assert "--gamma" not in rows
