@@ -307,7 +307,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
 def adapted(beta: float, kl: float, target_kl: float) -> float:
     """β for the next rollout, given the mean KL after the update on this rollout. Section 4."""
     beta = 2 * beta if kl > 1.5 * target_kl else beta / 2 if kl < target_kl / 1.5 else beta
-    return min(max(beta, 1e-4), 1e4)  # limits of the authors of arXiv 2606.23932
+    return min(max(beta, 0.25), 1e4)  # with less, solved runs of CartPole-v1 fell again
 
 
 def kill_mask(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:

@@ -63,7 +63,7 @@ class Args:
     norm_obs: bool = True  # standardise observations by mean and std of past rollouts; clip to ±10
     norm_reward: bool = True  # divide rewards by running std of discounted sums; none exceeds ±10
     norm_adv: bool = True  # standardise the advantages of each rollout
-    anneal_lr: bool = False  # lower learning rates linearly to 0 over the run
+    anneal_lr: bool = True  # lower learning rates linearly to 0 over the run
     device: str = "cpu"  # PyTorch device of the networks; only cpu has been tested
     run_dir: str | None = None  # new or empty folder; None: runs/<env>__<algorithm>__<seed>__<time>
     resume: str | None = None  # folder of a run to go on with; its arguments are the defaults

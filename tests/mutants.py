@@ -201,7 +201,7 @@ MUTANTS = [
         "penalised_loss",
     ),
     (PPO_KL, "2 * beta if kl", "3 * beta if kl", "beta_doubles"),
-    (PPO_KL, "min(max(beta, 1e-4), 1e4)", "beta", "beta or limits"),
+    (PPO_KL, "min(max(beta, 0.25), 1e4)", "beta", "beta or limits"),
     (PPO_KL, "betas[args.penalty]", "betas.get(args.penalty, args.beta)", "mistyped_penalty"),
     (PPO_KL, 'group["beta"] = adapted', "_ = adapted", "adaptive_beta_follows"),
     (PPO_KL, "Annotated[float, (1e-12, math.inf)]", "Amount", "target_kl or bad_value"),

@@ -169,7 +169,7 @@ def test_defaults_of_one_name_are_one_but_where_named():
     departures = {
         "reinforce": {"num_envs": 16, "gamma": 0.98, "norm_reward": False},
         "vpg": {"num_steps": 64},
-        "trpo": {"num_steps": 256, "anneal_lr": False},
+        "trpo": {"num_steps": 256},
     }
     defaults = {}
     for script, source in SCRIPTS.items():
