@@ -1,8 +1,7 @@
 """PPO-KL: proximal policy optimization with a penalty on the KL divergence.
 
-Each iteration collects a rollout with π_old and takes epochs of minibatch steps on it.
-A penalty of β times the KL divergence from π_old keeps π_θ close to π_old. After the last epoch, an
-adaptive β doubles if the KL is over 1.5 × target, and halves if it is under target / 1.5.
+Each iteration takes epochs of minibatch steps on a rollout of π_old, with a penalty of β times the
+KL divergence from π_old. An adaptive β aims at target_kl; a divergence of twice it ends the epochs.
 
     L^KLPEN(θ) = E_t[ r Â_t − β KL(π_old ‖ π_θ)(s_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
@@ -75,7 +74,7 @@ class Args:
     num_minibatches: Count = 4  # minibatches per epoch
     penalty: Literal["adaptive", "fixed", "per-sample"] = "adaptive"  # how β is set
     beta: Amount = 1.0  # β (adaptive: at the start); per-sample uses clip_coef in its place
-    target_kl: Annotated[float, (1e-12, math.inf)] = 0.02  # mean KL that an adaptive β steers to
+    target_kl: Annotated[float, (1e-12, math.inf)] = 0.02  # mean KL β aims at; 2 × ends the epochs
     clip_coef: Amount = 0.2  # ε: the ratio is clipped to 1 − ε … 1 + ε
     ent_coef: Amount = 0.01  # weight of the entropy bonus, per number of an action
     vf_coef: Amount = 0.5  # weight of the value loss, ½ (V − return)²
@@ -297,11 +296,12 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
             mean_over_ranks(*(x.grad for x in parameters))
             nn.utils.clip_grad_norm_(parameters, args.max_grad_norm)
             optimizer.step()
-    kl = kl_divergence(old_policy(batch.obs), agent.policy(batch.obs)).mean().detach()
-    kl = mean_over_ranks(kl).item()
+        if args.penalty == "adaptive" and measure(agent, batch)["approx_kl"] > 2 * args.target_kl:
+            break
+    kl = mean_over_ranks(kl_divergence(old_policy(batch.obs), agent.policy(batch.obs)).mean().data)
     if args.penalty == "adaptive":
-        group["beta"] = adapted(beta, kl, args.target_kl)
-    return {"kl": kl} if beta is None else {"kl": kl, "beta": beta}
+        group["beta"] = adapted(beta, kl.item(), args.target_kl)
+    return {"kl": kl.item()} if beta is None else {"kl": kl.item(), "beta": beta}
 
 
 def adapted(beta: float, kl: float, target_kl: float) -> float:

@@ -201,6 +201,8 @@ MUTANTS = [
         "penalised_loss",
     ),
     (PPO_KL, "2 * beta if kl", "3 * beta if kl", "beta_doubles"),
+    (PPO_KL, '["approx_kl"] > 2 *', '["approx_kl"] > 3 *', "epochs_go_on"),
+    (PPO_KL, 'args.penalty == "adaptive" and', "True and", "ends_the_epochs_of"),
     (PPO_KL, "min(max(beta, 0.25), 1e4)", "beta", "beta or limits"),
     (PPO_KL, "betas[args.penalty]", "betas.get(args.penalty, args.beta)", "mistyped_penalty"),
     (PPO_KL, 'group["beta"] = adapted', "_ = adapted", "adaptive_beta_follows"),

@@ -1,6 +1,7 @@
 """ppo_kl.py: the penalised loss, the exact KL and β's schedule."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -127,6 +128,31 @@ def test_update_changes_an_adaptive_beta_alone_and_after_its_steps(penalty):
         betas.append(update(agent, optimizer, batch, args).get("beta"))
     expected = {"adaptive": [3.0, 6.0, 12.0], "fixed": [3.0, 3.0, None], "per-sample": [None] * 3}
     assert [*betas, optimizer.param_groups[0].get("beta")] == expected[penalty]
+
+
+@pytest.mark.parametrize(("penalty", "steps"), [("adaptive", 4), ("fixed", 40), ("per-sample", 40)])
+def test_twice_the_target_ends_the_epochs_of_an_adaptive_beta_alone(penalty, steps):
+    args = Args(num_envs=4, num_steps=32, penalty=penalty, target_kl=1e-9)
+    agent, batch = start(args)
+    optimizer = make_optimizer(agent, args)
+    kl = update(agent, optimizer, batch, args)["kl"]
+    assert ppo_kl.measure(agent, batch)["approx_kl"] > 2e-9 and kl > 1.5e-9
+    assert next(iter(optimizer.state.values()))["step"] == steps
+
+
+def test_the_epochs_go_on_below_twice_the_target():
+    args = Args(num_envs=4, num_steps=32, update_epochs=2, num_minibatches=1)
+    ends = {}
+    for factor in (0, 1.9, 2.1):  # of the divergence after the first epoch
+        agent, batch = start(args)
+        optimizer = make_optimizer(agent, args)
+        if not factor:
+            update(agent, optimizer, batch, dataclasses.replace(args, update_epochs=1))
+            first = ppo_kl.measure(agent, batch)["approx_kl"]
+        else:
+            update(agent, optimizer, batch, dataclasses.replace(args, target_kl=first / factor))
+            ends[factor] = int(next(iter(optimizer.state.values()))["step"])
+    assert ends == {1.9: 2, 2.1: 1}
 
 
 def test_adaptive_beta_follows_the_logged_kl_once_a_rollout_and_over_a_resume():
