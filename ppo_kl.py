@@ -1,12 +1,12 @@
 """PPO-KL: proximal policy optimization with a penalty on the KL divergence.
 
 Each iteration takes epochs of minibatch steps on a rollout of π_old, with a penalty of β times the
-KL divergence from π_old. An adaptive β aims at target_kl; a divergence of twice it ends the epochs.
+KL divergence from π_old. An adaptive β aims at target_kl; more than twice that ends the epochs.
 
     L^KLPEN(θ) = E_t[ r Â_t − β KL(π_old ‖ π_θ)(s_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
 Schulman et al. 2017, "Proximal Policy Optimization Algorithms" (arXiv 1707.06347).
-Section 4. With β_t log π_θ(a_t | s_t) in place of −β KL, it is PPO-Clip (arXiv 2606.23932).
+Section 4; β's limits and the early end are ours. For per-sample, see arXiv 2606.23932, Theorem 1.
 
     python ppo_kl.py --env CartPole-v1
     torchrun --nproc-per-node 2 ppo_kl.py --env HalfCheetah-v5 --num-envs 4
@@ -73,8 +73,8 @@ class Args:
     update_epochs: Count = 10  # epochs over each rollout
     num_minibatches: Count = 4  # minibatches per epoch
     penalty: Literal["adaptive", "fixed", "per-sample"] = "adaptive"  # how β is set
-    beta: Amount = 1.0  # β (adaptive: at the start); per-sample uses clip_coef in its place
-    target_kl: Annotated[float, (1e-12, math.inf)] = 0.02  # mean KL β aims at; 2 × ends the epochs
+    beta: Amount = 1.0  # β (adaptive: at the start); per-sample has one for each sample
+    target_kl: Annotated[float, (1e-12, math.inf)] = 0.02  # adaptive: KL aimed at; 2 × ends epochs
     clip_coef: Amount = 0.2  # ε: the ratio is clipped to 1 − ε … 1 + ε
     ent_coef: Amount = 0.01  # weight of the entropy bonus, per number of an action
     vf_coef: Amount = 0.5  # weight of the value loss, ½ (V − return)²
@@ -282,7 +282,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
             policy = agent.policy(obs)
             log_probs = policy.log_prob(actions)
             ratio = (log_probs - old_log_probs).exp()
-            if args.penalty == "per-sample":  # −β_t log π_θ, β_t = −r Â on I_kill, else 0
+            if args.penalty == "per-sample":  # −β_t log π_θ, constant β_t = −r Â on I_kill, else 0
                 kill = kill_mask(ratio, advantages, args.clip_coef)
                 penalty = torch.where(kill, ratio.detach(), 0.0) * log_probs * advantages
             else:
@@ -307,7 +307,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
 def adapted(beta: float, kl: float, target_kl: float) -> float:
     """β for the next rollout, given the mean KL after the update on this rollout. Section 4."""
     beta = 2 * beta if kl > 1.5 * target_kl else beta / 2 if kl < target_kl / 1.5 else beta
-    return min(max(beta, 0.25), 1e4)  # with less, solved runs of CartPole-v1 fell again
+    return min(max(beta, 0.25), 1e4)  # ours; with 1e-4, solved runs of CartPole-v1 fell again
 
 
 def kill_mask(ratio: Tensor, advantages: Tensor, clip_coef: float) -> Tensor:
