@@ -33,7 +33,7 @@ def test_there_are_ten_each_with_a_command_and_a_folded_solution():
         assert exercise(n).count("**Command:** `python ") == 1
         assert exercise(n).count("<details><summary>Solution</summary>") == 1
         assert exercise(n).count("</details>") == 1
-    with pytest.raises(ValueError, match="expected the number of one, got 11"):
+    with pytest.raises(ValueError, match="expected the number of one of exercises, got 11"):
         exercise(11)
 
 

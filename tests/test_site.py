@@ -161,6 +161,7 @@ def test_each_cited_line_has_a_mark_with_its_equation_tests_and_experiment(site)
 
 PAGES = {
     *("index.html", "README.html", "docs/from_reinforce_to_ppo.html", "docs/exercises.html"),
+    "docs/recipes.html",
     *("results/README.html", "results/penalties.html", "vpg.py.html", "pairs/vpg-ppo_clip.html"),
 }
 
