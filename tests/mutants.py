@@ -150,7 +150,7 @@ MUTANTS = [
     (VPG, "mean_over_ranks(*(x.grad for x in agent.critic.parameters()))", "pass", "two_halves"),
     (TRPO, "g = mean_over_ranks(flat_gradient", "g = (flat_gradient", "two_halves"),
     (TRPO, "return mean_over_ranks(hessian_vector)", "return hessian_vector", "two_halves"),
-    (PPO_KL, "mean_over_ranks(kl).item()", "kl.item()", "two_halves"),
+    (PPO_KL, "kl = mean_over_ranks(kl_divergence(", "kl = (kl_divergence(", "two_halves"),
     # REINFORCE: whole episodes, their mean, their weights
     (REINFORCE, ".sum() / args.num_envs", ".mean()", "mean_over_episodes"),
     (REINFORCE, "is_playing = is_playing & ~is_over", "is_playing = ~is_over", "one_whole_episode"),
@@ -287,7 +287,7 @@ MUTANTS = [
         "renews_a_block",
     ),
     (REPRODUCE, "if changes := git(", "if False and git(", "not_committed"),
-    ("README.md", "| Pendulum-v1 | -1190 ", "| Pendulum-v1 | -1191 ", "part_of_one_on_the_page"),
+    ("README.md", "| Pendulum-v1 | -1147 ", "| Pendulum-v1 | -1148 ", "part_of_one_on_the_page"),
     (DOCS, "[−156 ± 8]", "[−157 ± 8]", "a_quoted_figure"),
     (DOCS, "[−156 ± 8]", "[−156 ± 9]", "a_quoted_figure"),
     (DOCS, "[−156 ± 8](", "−156 ± 8 (", "copied_by_hand"),
