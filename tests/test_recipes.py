@@ -18,7 +18,7 @@ from torch.distributions import Categorical, Normal, TanhTransform, TransformedD
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from exercises import exercise, solve  # noqa: E402
+from exercises import DIFF, exercise, solve  # noqa: E402
 
 TEXT = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
 NUMBERS = [int(n) for n in re.findall(r"^## (\d+)\. ", TEXT, re.M)]
@@ -79,6 +79,18 @@ def test_they_are_numbered_and_each_diff_is_short():
         assert re.search(r"\+\+\+ (\w+)\.py", diff)[1] in re.search(r"--runs ([^`]*)`", text)[1]
     with pytest.raises(ValueError, match="expected the number of one of recipes, got 99"):
         exercise(99, "recipes")
+
+
+@pytest.mark.parametrize("script", ["vpg", "trpo", "ppo_kl"])
+def test_all_but_memory_and_cleanrls_apply_to_the_other_scripts(script, tmp_path):
+    applied = set()
+    for number in WITH_DIFF:
+        ((diff, old, new),) = DIFF.findall(exercise(number, "recipes"))
+        (tmp_path / new).write_bytes((ROOT / f"{script}.py").read_bytes())
+        patch, command = diff.replace(f"--- {old}", f"--- {new}"), ["git", "apply", "-p0"]
+        done = subprocess.run(command, input=patch, text=True, cwd=tmp_path, capture_output=True)
+        applied |= {number} if done.returncode == 0 else set()
+    assert applied == {*WITH_DIFF} - {3, 5, 10}  # 3 changes the copy of recipe 1
 
 
 @pytest.mark.parametrize("number", WITH_DIFF)
