@@ -47,7 +47,8 @@ def trained(module, *options):
 
 
 def env_of(number):
-    return re.search(r"--env (\S+)", exercise(number, "recipes"))[1]
+    env = re.search(r"--env (\S+)", exercise(number, "recipes"))[1]
+    return env.replace("HalfCheetah-v5", "Pendulum-v1")  # the tests do without MuJoCo
 
 
 @pytest.fixture(autouse=True)
