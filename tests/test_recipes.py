@@ -251,10 +251,8 @@ def test_images_are_four_frames_of_one_size(tmp_path, monkeypatch):
     agent = module.Agent(envs, True)
     assert agent.value(torch.zeros(3, 2, 4 * 36 * 36)).shape == (3, 2)
     monkeypatch.setattr(module, "SIDE", 84)  # Nature's
-    assert module.mlp(4 * 84 * 84, 64, 2, head_gain=1.0)(torch.zeros(5, 4 * 84 * 84)).shape == (
-        5,
-        2,
-    )
+    network = module.mlp(4 * 84 * 84, 64, 2, head_gain=1.0)
+    assert network(torch.zeros(5, 4 * 84 * 84)).shape == (5, 2)
 
 
 def test_memory_is_that_of_acting_and_ends_with_an_episode(tmp_path, monkeypatch):
@@ -343,6 +341,23 @@ def test_evaluated_keeps_the_best_and_ends_when_solved(tmp_path, monkeypatch):
     agent = module.Agent(module.make_envs("CartPole-v1", 2), True)
     agent.load_state_dict(torch.load("run/best.pt", weights_only=True))
     assert module.evaluate(agent, args) == max(scores)
+
+
+def test_evaluated_is_the_mean_of_first_episodes_alone(tmp_path, monkeypatch):
+    """The episodes differ in length, so that some environments begin a second one."""
+    module = made(11, tmp_path, monkeypatch)
+    args = module.Args(seed=3, vectorization_mode="sync")
+    torch.manual_seed(1)
+    agent, env = module.Agent(module.make_envs(args.env, 2), True), gymnasium.make(args.env)
+    returns = []
+    for seed in range(args.seed, args.seed + 10):
+        (obs, _), is_over, total = env.reset(seed=seed), False, 0.0
+        while not is_over:
+            action = agent.policy(torch.as_tensor(agent.standardizer()(obs))).mode.item()
+            obs, reward, terminated, truncated, _ = env.step(action)
+            total, is_over = total + reward, terminated or truncated
+        returns.append(total)
+    assert len({*returns}) > 1 and module.evaluate(agent, args) == pytest.approx(np.mean(returns))
 
 
 def test_evaluated_trains_as_ppo_clip_does_to_the_bit(tmp_path, monkeypatch):
