@@ -5,11 +5,14 @@ import csv
 import hashlib
 import io
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import tokenize
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,13 +38,18 @@ def run(command: list[str | Path]) -> Process:
     return Process(output, time.perf_counter() - start, usage.ru_maxrss * unit / 1e6)
 
 
+def train(folder: str | Path, arguments: list[str | Path]) -> tuple[list[dict[str, str]], Process]:
+    """Run one of our scripts in a new folder; return the rows of its metrics.csv too."""
+    own = ["--quiet", "--device", "cpu", "--run-dir", folder]
+    process = run([sys.executable, ROOT / arguments[0], *arguments[1:], *own])
+    with open(Path(folder, "metrics.csv"), newline="") as file:
+        return list(csv.DictReader(file)), process
+
+
 def run_script(arguments: list[str | Path]) -> tuple[list[dict[str, str]], Process]:
-    """Run one of our scripts in a folder of its own; return the rows of its metrics.csv too."""
+    """The same in a folder that is deleted afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        own = ["--quiet", "--device", "cpu", "--run-dir", f"{folder}/run"]
-        process = run([sys.executable, ROOT / arguments[0], *arguments[1:], *own])
-        with open(Path(folder, "run/metrics.csv"), newline="") as file:
-            return list(csv.DictReader(file)), process
+        return train(f"{folder}/run", arguments)
 
 
 def run_peer(python: str, *arguments: str | int) -> Process:
@@ -56,6 +64,47 @@ def has(python: str, package: str) -> bool:
     except OSError:
         return False
     return found.returncode == 0
+
+
+def text_of(program: str) -> str:
+    """What tells whether a script of ours has changed; nothing for a peer."""
+    script = ROOT / program.split()[0]
+    return fingerprint(script) if script.suffix == ".py" else ""
+
+
+def kept(path: Path) -> dict[tuple[str, str, int], dict[str, str]]:
+    """The runs that a file keeps, by task, program and seed, without those of changed scripts."""
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["text"] == text_of(row["program"])]
+    return {(row["task"], row["program"], int(row["seed"])): row for row in rows}
+
+
+def keep(path: Path, row: dict[str, object]) -> None:
+    """Add a run to such a file."""
+    is_new = not path.exists()
+    with open(path, "a", newline="") as file:
+        csv.writer(file).writerows([row, row.values()] if is_new else [row.values()])
+
+
+def make_missing(path: Path, make: Callable, wanted: list[tuple[str, str, int]], jobs: int) -> None:
+    """Call make(task, program, seed) for each wanted run that the file has not, some at a time."""
+    done = kept(path)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(make, *run) for run in wanted if run not in done]
+    for future in futures:  # an error is raised when the others have ended
+        future.result()
+
+
+def spread(values: Sequence[float]) -> str:
+    """Their mean ± their standard deviation."""
+    if not values:
+        return ""
+    digits = 0 if max(map(abs, values)) >= 100 else 1
+    mean = round(statistics.mean(values), digits) + 0.0  # no −0.0
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{deviation}"
 
 
 def table(header: list[str], rows: list[list[str]], names: int = 1) -> str:

@@ -15,14 +15,25 @@ this goes on where it was stopped. Two runs at a time, one thread each; 405 runs
 """
 
 import argparse
-import csv
+import functools
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium
 import numpy as np
-from common import ROOT, SB3, fingerprint, has, run_peer, run_script, table
+from common import (
+    ROOT,
+    SB3,
+    has,
+    keep,
+    kept,
+    make_missing,
+    run_peer,
+    run_script,
+    spread,
+    table,
+    text_of,
+)
 from matplotlib.figure import Figure
 
 RESULTS = ROOT / "results/defaults.csv"
@@ -44,11 +55,6 @@ PEER_OF |= {"vpg.py": "SB3 A2C"}
 OURS, PEERS = [*PEER_OF, "reinforce.py"], [*dict.fromkeys(PEER_OF.values())]
 COLUMNS = ["ppo_clip.py", "ppo_kl.py", "SB3 PPO", "trpo.py", "sb3-contrib TRPO", "vpg.py"]
 COLUMNS += ["SB3 A2C", "reinforce.py", "chance"]
-
-
-def text_of(program: str) -> str:
-    """What tells whether a script has changed."""
-    return fingerprint(ROOT / program) if program in OURS else ""
 
 
 def our_run(program: str, task: str, seed: int) -> list[float]:
@@ -87,31 +93,18 @@ def chance(task: str, seed: int) -> list[float]:
     return [float(np.mean(returns))] * len(GRID)
 
 
-def read() -> dict[tuple[str, str, int], dict[str, str]]:
-    """The runs made so far, by task, program and seed, without those of changed scripts."""
-    if not RESULTS.exists():
-        return {}
-    with open(RESULTS, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["text"] == text_of(row["program"])]
-    return {(row["task"], row["program"], int(row["seed"])): row for row in rows}
-
-
 def make(python: str, task: str, program: str, seed: int) -> None:
-    start, text = time.perf_counter(), text_of(program)
+    row = {"task": task, "program": program, "seed": seed, "text": text_of(program)}
+    start = time.perf_counter()
     if program == "chance":
         returns = chance(task, seed)
     elif program in OURS:
         returns = our_run(program, task, seed)
     else:
         returns = peer_run(python, program, task, seed)
-    seconds = f"{time.perf_counter() - start:.1f}"
-    is_new = not RESULTS.exists()
-    with open(RESULTS, "a", newline="") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(["task", "program", "seed", "text", "seconds", *GRID])
-        writer.writerow([task, program, seed, text, seconds, *(f"{x:.5g}" for x in returns)])
-    print(f"{task} {program} {seed}: {returns[-1]:.1f} in {seconds} s", file=sys.stderr)
+    row |= {"seconds": f"{time.perf_counter() - start:.1f}"}
+    keep(RESULTS, row | {str(x): f"{y:.5g}" for x, y in zip(GRID, returns)})
+    print(f"{task} {program} {seed}: {returns[-1]:.1f} in {row['seconds']} s", file=sys.stderr)
 
 
 def finite_mean(rows: list[dict[str, str]], column: int) -> float:
@@ -121,16 +114,6 @@ def finite_mean(rows: list[dict[str, str]], column: int) -> float:
 
 def tables(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
     last = {key: [float(row[str(STEPS)]) for row in rows] for key, rows in runs.items()}
-
-    def cell(task: str, program: str) -> str:
-        returns = last.get((task, program))
-        if not returns:
-            return ""
-        digits = 0 if max(abs(x) for x in returns) >= 100 else 1
-        if len(returns) == 1:
-            return f"{returns[0]:.{digits}f}"
-        mean = round(np.mean(returns), digits) + 0.0  # no −0.0
-        return f"{mean:.{digits}f} ± {np.std(returns, ddof=1):.{digits}f}"
 
     def compared(task: str, program: str) -> str:
         ours, peer = last.get((task, program)), last.get((task, PEER_OF[program]))
@@ -143,7 +126,7 @@ def tables(runs: dict[tuple[str, str], list[dict[str, str]]]) -> str:
         return f"{words[int(np.sign(difference))]}, {gain:.2f}"
 
     made = sum(map(len, last.values()))
-    returns = [[task, *(cell(task, x) for x in COLUMNS)] for task in TASKS]
+    returns = [[task, *(spread(last.get((task, x), [])) for x in COLUMNS)] for task in TASKS]
     ahead = [[task, *(compared(task, x) for x in PEER_OF)] for task in TASKS]
     seconds = [[task] for task in TASKS]
     for row in seconds:
@@ -206,23 +189,18 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--python", default=SB3, help="the Python that has the peers")
     args = parser.parse_args()
-    done = read()
-    missing = [
+    wanted = [
         (task, program, seed)
         for seed in range(1, args.seeds + 1)
         for task in args.tasks
         for program in args.programs
-        if (task, program, seed) not in done
     ]
-    if {run[1] for run in missing} & {*PEERS} and not has(args.python, "sb3_contrib"):
+    missing = {program for task, program, seed in {*wanted} - {*kept(RESULTS)}}
+    if missing & {*PEERS} and not has(args.python, "sb3_contrib"):
         parser.error(f"--python: expected a Python that has sb3-contrib, got {args.python}")
-    pool = ThreadPoolExecutor(args.jobs)
-    futures = [pool.submit(make, args.python, *run) for run in missing]
-    pool.shutdown()
+    make_missing(RESULTS, functools.partial(make, args.python), wanted, args.jobs)
     runs: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for (task, program, _), row in sorted(read().items()):
+    for (task, program, _), row in sorted(kept(RESULTS).items()):
         runs.setdefault((task, program), []).append(row)
     print(tables(runs))
     draw(runs).savefig(ROOT / "results/defaults.png", dpi=100)
-    for future in futures:  # the others have gone on
-        future.result()

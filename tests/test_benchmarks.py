@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -62,19 +63,85 @@ def test_settings_gives_mean_deviation_worst_and_seconds(monkeypatch):
     assert done.returncode == 1 and "CalledProcessError" in done.stderr
 
 
+def test_until_stops_at_the_level_at_the_limit_and_at_the_end(tmp_path):
+    own = ("--env", "CartPole-v1", "--total-timesteps", "6000", "--quiet", "--run-dir")
+    for level, seconds, said in (("15", "600", None), ("501", "0", "inf"), ("501", "600", "inf")):
+        folder = tmp_path / f"{level}_{seconds}"
+        done = run("until.py", "ppo_clip.py", level, seconds, *own, str(folder))
+        assert done.returncode == 0, done.stderr
+        rows = (folder / "metrics.csv").read_text().splitlines()[1:]
+        steps = int(rows[-1].split(",")[0])
+        assert done.stdout.split()[-1] == (said or str(steps))
+        assert steps >= 6000 if (level, seconds) == ("501", "600") else steps < 6000
+
+
+def test_solve_takes_medians_and_counts_who_was_stopped_as_stopped_at_the_limit(solve):
+    inf, runs = float("inf"), {}
+    runs["CartPole-v1"] = [[10.0, 6e4, 20.0, 7e4], [12.0, 5e4, 30.0, 8e4], [8.0, 9e4, 10.0, 9e4]]
+    runs["Hopper-v5"] = [[60.0, 6e5, inf, inf], [30.0, 5e5, inf, inf], [90.0, 5e5, 100.0, 2e5]]
+    runs["HalfCheetah-v5"] = [[inf, inf, 500.0, 7e5]]
+    lines = solve.tables(runs).splitlines()
+    assert "| CartPole-v1, 475 | 10.0 | 60,000 | 20.0 | 80,000 | 0.50 |" in lines
+    assert "| Hopper-v5, 2000 | 60.0 | 500,000 | — | — | ≤ 0.10 |" in lines
+    assert "| HalfCheetah-v5, 2000 | — | — | 500.0 | 700,000 | ≥ 1.20 |" in lines
+    assert "Ahead on 2 of 3 tasks; the median of the quotients is 0.50." in lines
+    assert "| Hopper-v5 | SB3, RL Zoo's settings | — — 100.0 |" in lines
+
+
+def test_million_keeps_the_return_in_training_and_the_return_played(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    million = importlib.import_module("million")
+    monkeypatch.setattr(million, "RESULTS", tmp_path / "million.csv")
+    monkeypatch.setattr(million, "STEPS", 3000)
+    monkeypatch.setattr(million, "GRID", np.array([1000, 2000, 3000]))
+    million.make("CartPole-v1", "vpg.py", 2)
+    ((key, row),) = million.kept(million.RESULTS).items()
+    assert key == ("CartPole-v1", "vpg.py", 2)
+    assert 5 < float(row["played"]) <= 500 and 10 < float(row["3000"]) < 60
+    assert row["1000"] != row["3000"] and float(row["seconds"]) > 0
+
+
+def test_table1_scores_chance_0_and_the_best_setting_1_on_each_task(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table1 = importlib.import_module("table1")
+    first, second, *others = table1.PAPER
+    runs = {(task, "chance"): {1: -10.0} for task in table1.TASKS}
+    for task in table1.TASKS:
+        runs[task, first] = {1: 80.0, 2: 100.0}  # the best mean: 90
+        runs |= {(task, x): {1: -10.0, 2: -10.0, 3: 1e6} for x in others}  # seed 3 is not complete
+        runs[task, second] = {1: 40.0, 2: 40.0}
+    scores = table1.scores(runs)
+    assert scores[first] == pytest.approx({1: 0.9, 2: 1.1})
+    assert scores[second] == pytest.approx({1: 0.5, 2: 0.5})
+    assert scores[others[0]] == pytest.approx({1: 0.0, 2: 0.0})
+    row = table1.tables(runs).splitlines()[6]
+    assert row == f"| `{first}` | 1.00 | 1 | 0.90 1.10 | -0.39 | 11 |"
+    del runs["Hopper-v5", second]
+    assert not any(table1.scores(runs).values())  # nothing is scored before all tasks are there
+    assert f"| `{first}` |  |  |  | -0.39 | 11 |" in table1.tables(runs)
+
+
 def test_solve_names_a_missing_peer():
-    done = run("solve.py", "--sb3", "/nowhere")
+    done = run("solve.py", "--sb3", "/nowhere", "--seeds", "1000")
     assert done.returncode == 2 and done.stdout == ""
     expected = "expected a Python that has Stable-Baselines3, got /nowhere"
     assert done.stderr.endswith(f"error: --sb3: {expected}\n")
 
 
 @pytest.fixture
-def defaults(tmp_path, monkeypatch):
-    """The program defaults.py in a repository of its own, with one script in it."""
+def solve(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("solve")
+
+
+@pytest.fixture
+def defaults(tmp_path, monkeypatch, reproduce):
+    """The program defaults.py in a repository of its own, with one script in it.
+
+    reproduce is imported before, as it keeps the ROOT that it finds.
+    """
     module = importlib.import_module("defaults")
-    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(importlib.import_module("common"), "ROOT", tmp_path)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "defaults.csv")
     (tmp_path / "vpg.py").write_text('"""Text."""\nx = 1  # one\n')
     return module
@@ -86,11 +153,11 @@ def test_defaults_makes_a_run_again_when_its_script_has_changed(defaults, tmp_pa
     defaults.make("python", "CartPole-v1", "vpg.py", 1)
     defaults.make("python", "CartPole-v1", "chance", 2)
     runs = {("CartPole-v1", "vpg.py", 1), ("CartPole-v1", "chance", 2)}
-    assert defaults.read().keys() == runs
+    assert defaults.kept(defaults.RESULTS).keys() == runs
     (tmp_path / "vpg.py").write_text('"""Another text."""\n\nx = 1  # won\n')
-    assert defaults.read().keys() == runs
+    assert defaults.kept(defaults.RESULTS).keys() == runs
     (tmp_path / "vpg.py").write_text('"""Text."""\nx = 2  # one\n')
-    assert defaults.read().keys() == {("CartPole-v1", "chance", 2)}
+    assert defaults.kept(defaults.RESULTS).keys() == {("CartPole-v1", "chance", 2)}
 
 
 def test_defaults_takes_the_last_return_at_or_before_each_step(defaults):
