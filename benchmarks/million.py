@@ -7,7 +7,7 @@ policies, print Markdown tables, and draw results/million.png.
 
 A training return is the mean of the last 100 episodes, whose actions are sampled. A played return
 is the mean of play.py over 100 episodes of the most probable actions. Beside them stand published
-figures of PPO; the page says what each of them is.
+figures of PPO, for other versions of the tasks; RL Zoo's BipedalWalker had five million steps.
 
 results/million.csv keeps a line for each run, with its return after each 20,000 steps. A run that
 has one is not made again, unless its script has changed in more than comments and docstrings. So

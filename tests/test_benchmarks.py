@@ -70,9 +70,21 @@ def test_until_stops_at_the_level_at_the_limit_and_at_the_end(tmp_path):
         done = run("until.py", "ppo_clip.py", level, seconds, *own, str(folder))
         assert done.returncode == 0, done.stderr
         rows = (folder / "metrics.csv").read_text().splitlines()[1:]
-        steps = int(rows[-1].split(",")[0])
+        steps, episodes = (int(rows[-1].split(",")[i]) for i in (0, 2))
         assert done.stdout.split()[-1] == (said or str(steps))
+        assert episodes >= 100 or level != "15"
         assert steps >= 6000 if (level, seconds) == ("501", "600") else steps < 6000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the peer is a shell script")
+def test_solve_keeps_both_processes_of_a_pair(solve, peer, tmp_path, monkeypatch):
+    monkeypatch.setattr(solve, "RESULTS", tmp_path / "solve.csv")
+    monkeypatch.setattr(solve, "LEVELS", {"CartPole-v1": 15})
+    solve.make(str(peer), "CartPole-v1", "ppo_clip.py", 2)
+    ((key, row),) = solve.kept(solve.RESULTS).items()
+    assert key == ("CartPole-v1", "ppo_clip.py", 2)
+    assert 1000 < int(row["ours_steps"]) < 20_000 and row["peer_steps"] == "1000"
+    assert float(row["ours_seconds"]) > float(row["peer_seconds"]) >= 0
 
 
 def test_solve_takes_medians_and_counts_who_was_stopped_as_stopped_at_the_limit(solve):
