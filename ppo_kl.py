@@ -57,7 +57,7 @@ class Args:
     num_steps: Annotated[int, (2, math.inf)] = 128  # rollout rows per environment, resets too
     # how Gymnasium steps the environments; None: the environment's own vector version, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
-    gamma: Annotated[float, (0, 1)] = 0.995  # discount γ
+    gamma: Annotated[float, (0, 1)] = 0.994  # discount γ
     gae_lambda: Annotated[float, (0, 1)] = 0.95  # λ of generalised advantage estimation
     norm_obs: bool = True  # standardise observations by mean and std of past rollouts; clip to ±10
     norm_reward: bool = True  # divide rewards by running std of discounted sums; none exceeds ±10
@@ -76,7 +76,7 @@ class Args:
     beta: Amount = 1.0  # β (adaptive: at the start); per-sample has one for each sample
     target_kl: Annotated[float, (1e-12, math.inf)] = 0.02  # adaptive: KL aimed at; 2 × ends epochs
     clip_coef: Amount = 0.2  # ε: the ratio is clipped to 1 − ε … 1 + ε
-    ent_coef: Amount = 0.01  # weight of the entropy bonus, per number of an action
+    ent_coef: Amount = 0.02  # weight of the entropy bonus, per number of an action
     vf_coef: Amount = 0.5  # weight of the value loss, ½ (V − return)²
     max_grad_norm: Amount = 0.5  # bound on the norm of the gradient; inf for none
 

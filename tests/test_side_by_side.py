@@ -168,8 +168,8 @@ def test_defaults_of_one_name_are_one_but_where_named():
     own = {"learning_rate", "value_learning_rate", "target_kl"}
     departures = {
         "reinforce": {"num_envs": 16, "gamma": 0.98, "norm_reward": False},
-        "vpg": {"num_steps": 64},
-        "trpo": {"num_steps": 256},
+        "vpg": {"num_steps": 64, "gamma": 0.995},
+        "trpo": {"num_steps": 256, "gamma": 0.995},
     }
     defaults = {}
     for script, source in SCRIPTS.items():
