@@ -1,7 +1,7 @@
 """PPO-KL: proximal policy optimization with a penalty on the KL divergence.
 
-Each iteration takes epochs of minibatch steps on a rollout of π_old, with a penalty of β times the
-KL divergence from π_old. An adaptive β aims at target_kl; more than twice that ends the epochs.
+Each iteration collects a rollout with π_old and takes epochs of minibatch steps on it.
+An adaptive β aims at a KL divergence of target_kl; more than twice that ends the epochs.
 
     L^KLPEN(θ) = E_t[ r Â_t − β KL(π_old ‖ π_θ)(s_t) ],  r = π_θ(a_t | s_t) / π_old(a_t | s_t)
 
@@ -76,7 +76,7 @@ class Args:
     beta: Amount = 1.0  # β (adaptive: at the start); per-sample has one for each sample
     target_kl: Annotated[float, (1e-12, math.inf)] = 0.02  # adaptive: KL aimed at; 2 × ends epochs
     clip_coef: Amount = 0.2  # ε: the ratio is clipped to 1 − ε … 1 + ε
-    ent_coef: Amount = 0.02  # weight of the entropy bonus, per number of an action
+    ent_coef: Amount = 0.01  # weight of the entropy bonus, per number of an action
     vf_coef: Amount = 0.5  # weight of the value loss, ½ (V − return)²
     max_grad_norm: Amount = 0.5  # bound on the norm of the gradient; inf for none
 
