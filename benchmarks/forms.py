@@ -24,7 +24,7 @@ from common import ROOT, table
 
 FORMS = {
     **{x: ["ppo_clip.py", "--form", x, "--target-kl", "None"] for x in ("min", "phi", "beta")},
-    "per-sample": ["ppo_kl.py", "--penalty", "per-sample"],
+    "per-sample": ["ppo_kl.py", "--penalty", "per-sample", "--ent-coef", "0.02"],
 }
 COLUMNS = "global_step episodes episodic_return episodic_length surrogate entropy approx_kl"
 COLUMNS += " value_loss explained_variance learning_rate"
