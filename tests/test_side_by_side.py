@@ -170,7 +170,7 @@ def test_defaults_of_one_name_are_one_but_where_named():
         "reinforce": {"num_envs": 16, "gamma": 0.98, "norm_reward": False},
         "vpg": {"num_steps": 64, "gamma": 0.995},
         "trpo": {"num_steps": 256, "gamma": 0.995},
-        "ppo_kl": {"target_kl": 0.02, "ent_coef": 0.01},  # its penalty keeps the std up
+        "ppo_kl": {"target_kl": 0.02, "ent_coef": 0.01},  # results/settings.md says why
     }
     defaults = {}
     for script, source in SCRIPTS.items():
