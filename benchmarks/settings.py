@@ -5,30 +5,42 @@
 
 A return is the mean of the last 100 training episodes: its mean over the seeds ± their standard
 deviation, and in brackets the worst seed's. Seconds are the median of whole processes on that task;
-two run at a time, one thread each.
+two run at a time, one thread each. A second table has every seed's return, and after a slash the
+mean length of the same episodes.
 """
 
 import argparse
 import statistics
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 from common import run_script, table
 
 
-def make(label: str, task: str, seed: int, steps: int) -> tuple[float, float]:
-    """The last return of a run, and the seconds it took."""
+class Run(NamedTuple):
+    score: float  # the last mean return
+    length: float  # and that of the lengths
+    seconds: float
+
+
+def make(label: str, task: str, seed: int, steps: int) -> Run:
     script, *options = label.split()
     own = ["--env", task, "--seed", str(seed), "--total-timesteps", str(steps)]
     rows, process = run_script([f"{script}.py", *own, *options])
-    return float(rows[-1]["episodic_return"] or "nan"), process.seconds
+    last = (float(rows[-1][name] or "nan") for name in ("episodic_return", "episodic_length"))
+    return Run(*last, process.seconds)
 
 
-def cell(runs: list[tuple[float, float]]) -> str:
-    returns, seconds = zip(*runs)
+def cell(runs: list[Run]) -> str:
+    returns, _, seconds = zip(*runs)
     digits = 0 if max(abs(x) for x in returns) >= 100 else 1
     spread = f" ± {statistics.stdev(returns):.{digits}f}" if len(returns) > 1 else ""
     mean = f"{statistics.mean(returns):.{digits}f}{spread} ({min(returns):.{digits}f})"
     return f"{mean}, {statistics.median(seconds):.0f} s"
+
+
+def seeds(runs: list[Run]) -> str:
+    return " ".join(f"{run.score:.4g}/{run.length:.0f}" for run in runs)
 
 
 if __name__ == "__main__":
@@ -51,5 +63,6 @@ if __name__ == "__main__":
             for task in args.tasks
         }
     runs = {key: [x.result() for x in made] for key, made in futures.items()}
-    rows = [[label, *(cell(runs[label, task]) for task in args.tasks)] for label in args.runs]
-    print(table(["run", *args.tasks], rows))
+    for show in cell, seeds:
+        rows = [[label, *(show(runs[label, task]) for task in args.tasks)] for label in args.runs]
+        print(table(["run", *args.tasks], rows), end="\n\n")

@@ -56,9 +56,12 @@ def test_settings_gives_mean_deviation_worst_and_seconds(monkeypatch):
     lines = done.stdout.splitlines()
     assert lines[0] == "| run | CartPole-v1 |" and lines[3].startswith("| vpg --num-envs 2 | ")
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    cell = importlib.import_module("settings").cell
-    assert cell([(1.0, 3.0), (3.0, 5.0), (5.0, 9.0)]) == "3.0 ± 2.0 (1.0), 5 s"
-    assert cell([(-250.0, 3.0)]) == "-250 (-250), 3 s"
+    assert lines[5] == lines[0] and lines[8].count("/") == 2  # a seed each
+    settings = importlib.import_module("settings")
+    runs = [settings.Run(*run) for run in ((1.0, 50.0, 3.0), (3.0, 60.4, 5.0), (5.0, 70.0, 9.0))]
+    assert settings.cell(runs) == "3.0 ± 2.0 (1.0), 5 s"
+    assert settings.seeds(runs) == "1/50 3/60 5/70"
+    assert settings.cell([settings.Run(-250.0, 9.0, 3.0)]) == "-250 (-250), 3 s"
     done = run("settings.py", *options, "--runs", "vpg --no-such-option")
     assert done.returncode == 1 and "CalledProcessError" in done.stderr
 
