@@ -73,7 +73,7 @@ class Args:
     num_minibatches: Count = 4  # minibatches per epoch
     clip_coef: Amount = 0.2  # ε: the ratio is clipped to 1 − ε … 1 + ε
     form: Literal["min", "phi", "beta"] = "min"  # how the objective is written; same gradient
-    ent_coef: Amount = 0.02  # weight of the entropy bonus, per number of an action
+    ent_coef: Amount = 0.02  # weight of the entropy bonus, a mean over an action's numbers
     vf_coef: Amount = 0.5  # weight of the value loss, ½ (V − return)²
     max_grad_norm: Amount = 0.5  # bound on the norm of the gradient; inf for none
     target_kl: Annotated[float | None, (0, math.inf)] = 0.05  # end epochs if approx_kl exceeds it

@@ -76,7 +76,7 @@ class Args:
     beta: Amount = 1.0  # β (adaptive: at the start); per-sample has one for each sample
     target_kl: Annotated[float, (1e-12, math.inf)] = 0.02  # adaptive: KL aimed at; 2 × ends epochs
     clip_coef: Amount = 0.2  # ε: the ratio is clipped to 1 − ε … 1 + ε
-    ent_coef: Amount = 0.01  # weight of the entropy bonus, per number of an action
+    ent_coef: Amount = 0.01  # weight of the entropy bonus, a mean over an action's numbers
     vf_coef: Amount = 0.5  # weight of the value loss, ½ (V − return)²
     max_grad_norm: Amount = 0.5  # bound on the norm of the gradient; inf for none
 
