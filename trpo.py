@@ -58,7 +58,7 @@ class Args:
     num_steps: Annotated[int, (2, math.inf)] = 256  # rollout rows per environment, resets too
     # how Gymnasium steps the environments; None: the environment's own vector version, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
-    gamma: Annotated[float, (0, 1)] = 0.995  # discount γ
+    gamma: Annotated[float, (0, 1)] = 0.994  # discount γ
     gae_lambda: Annotated[float, (0, 1)] = 0.95  # λ of generalised advantage estimation
     norm_obs: bool = True  # standardise observations by mean and std of past rollouts; clip to ±10
     norm_reward: bool = True  # divide rewards by running std of discounted sums; none exceeds ±10
@@ -70,12 +70,12 @@ class Args:
     checkpoint_every: Count = 10_000  # steps of each environment to the next checkpoint and reset
     quiet: bool = False  # show no progress bar and do not print the folder
 
-    target_kl: Annotated[float, (1e-12, math.inf)] = 0.01  # δ: bound on the mean KL of a step
+    target_kl: Annotated[float, (1e-12, math.inf)] = 0.02  # δ: bound on a step's mean KL; annealed
     cg_iters: Count = 15  # conjugate-gradient iterations, at most
     cg_damping: Amount = 0.1  # added to the diagonal of the Fisher matrix, which may be singular
     line_search_steps: Count = 10  # step lengths to try; if all fail, the policy stays unchanged
     line_search_decay: Annotated[float, (0, 1)] = 0.8  # α: factor on the step after each failed try
-    value_learning_rate: Amount = 2e-3  # Adam's step size for the value function
+    value_learning_rate: Annotated[float, (1e-12, math.inf)] = 2e-3  # Adam's step size for V
     value_epochs: Count = 10  # epochs over each rollout to fit the value function
     num_minibatches: Count = 4  # minibatches per epoch
 
@@ -272,11 +272,12 @@ def make_optimizer(agent: Agent, args: Args) -> torch.optim.Adam:
 def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) -> dict[str, float]:
     """Take TRPO's step on one rollout, then fit V to the rollout's returns. Appendix C."""
     parameters = list(agent.policy.parameters())
+    target_kl = args.target_kl * (optimizer.param_groups[0]["lr"] / args.value_learning_rate)  # δ
     old_policy = agent.policy(batch.obs)
     g = mean_over_ranks(flat_gradient(surrogate(old_policy, batch), parameters, retain_graph=True))
     product = fisher_vector_product(agent.policy, batch.obs, args.cg_damping)  # v ↦ H v, damped
     x = conjugate_gradients(product, g, args.cg_iters)  # H⁻¹g
-    full_step = (2 * args.target_kl / (x @ product(x))).sqrt() * x  # √(2δ / xᵀHx) x
+    full_step = (2 * target_kl / (x @ product(x))).sqrt() * x  # √(2δ / xᵀHx) x
     old_parameters = nn.utils.parameters_to_vector(parameters).detach()
     for attempt in range(args.line_search_steps):
         step = args.line_search_decay**attempt * full_step
@@ -285,7 +286,7 @@ def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) 
             policy = agent.policy(batch.obs)
             improvement = mean_over_ranks(surrogate(policy, batch)).item()
             kl = mean_over_ranks(kl_divergence(old_policy, policy).mean()).item()
-        if accepted := improvement > 0 and kl <= args.target_kl:  # False for NaN, too
+        if accepted := improvement > 0 and kl <= target_kl:  # False for NaN, too
             break
     if not accepted:
         set_parameters(parameters, old_parameters)

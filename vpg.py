@@ -60,7 +60,7 @@ class Args:
     num_steps: Annotated[int, (2, math.inf)] = 64  # rollout rows per environment, resets too
     # how Gymnasium steps the environments; None: the environment's own vector version, else sync
     vectorization_mode: Literal["sync", "async", "vector_entry_point"] | None = None
-    gamma: Annotated[float, (0, 1)] = 0.995  # discount γ
+    gamma: Annotated[float, (0, 1)] = 0.994  # discount γ
     gae_lambda: Annotated[float, (0, 1)] = 0.95  # λ of generalised advantage estimation
     norm_obs: bool = True  # standardise observations by mean and std of past rollouts; clip to ±10
     norm_reward: bool = True  # divide rewards by running std of discounted sums; none exceeds ±10
@@ -73,7 +73,7 @@ class Args:
     quiet: bool = False  # show no progress bar and do not print the folder
 
     learning_rate: Amount = 5e-3  # Adam's step size for the policy
-    value_learning_rate: Amount = 1e-3  # Adam's step size for the value function
+    value_learning_rate: Annotated[float, (1e-12, math.inf)] = 1e-3  # Adam's step size for V
     value_epochs: Count = 10  # epochs over each rollout to fit the value function
     num_minibatches: Count = 4  # minibatches per epoch of the value function
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {
@@ -168,8 +169,8 @@ def test_defaults_of_one_name_are_one_but_where_named():
     own = {"learning_rate", "value_learning_rate", "target_kl"}
     departures = {
         "reinforce": {"num_envs": 16, "gamma": 0.98, "norm_reward": False},
-        "vpg": {"num_steps": 64, "gamma": 0.995},
-        "trpo": {"num_steps": 256, "gamma": 0.995},
+        "vpg": {"num_steps": 64},
+        "trpo": {"num_steps": 256},
         "ppo_kl": {"target_kl": 0.02, "ent_coef": 0.01},  # results/settings.md says why
     }
     defaults = {}
@@ -290,3 +291,9 @@ def test_a_change_in_reinforce_alone_is_noticed(text, replacement, monkeypatch):
     monkeypatch.setitem(SCRIPTS, "reinforce", SCRIPTS["reinforce"].replace(text, replacement))
     with pytest.raises((pytest.fail.Exception, AssertionError)):
         test_reinforce_shares_all_that_needs_no_critic()
+
+
+def test_each_mutants_text_stands_once():
+    """Else tests/mutants.py, which runs no test on its own, breaks nothing and says nothing."""
+    texts = {(file, text): (ROOT / file).read_text("utf-8") for file, text, *_ in MUTANTS}
+    assert [key for key, whole in texts.items() if whole.count(key[1]) != 1] == []

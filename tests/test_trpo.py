@@ -197,6 +197,20 @@ def test_undamped_step_ends_on_the_edge_of_the_ball(action_space, small):
 
 
 @each_kind
+def test_ball_shrinks_with_the_learning_rate(action_space, small):
+    """An annealed learning rate anneals δ, in proportion; else a solved task may be unlearnt."""
+    agent, batch = make_batch(action_space, size=500)
+    args = make_args(target_kl=1e-8, cg_damping=0.0, cg_iters=100, line_search_decay=0.99)
+    optimizer = make_optimizer(agent, args)
+    for fraction in (1.0, 0.5, 0.01):
+        optimizer.param_groups[0]["lr"] = fraction * args.value_learning_rate
+        with torch.no_grad():  # of the policy as it is now
+            batch = batch._replace(log_probs=agent.policy(batch.obs).log_prob(batch.actions))
+        metrics = update(agent, optimizer, batch, args)
+        assert metrics["kl"] == pytest.approx(fraction * 1e-8, rel=0.05)
+
+
+@each_kind
 def test_undamped_step_is_the_best_in_the_ball(action_space, small):
     """No other direction of that KL has a higher slope of L: the step is parallel to H⁻¹g."""
     agent, batch = make_batch(action_space, size=500)

@@ -276,9 +276,10 @@ BAD_VALUES = {  # which Args refuses
     "gamma": [-0.1, 1.1, NAN],
     "gae_lambda": [-0.1, 1.1, NAN],
     "seed": [-1, 2**63 + 1],
-    **{name: [-1.0, NAN] for name in ("learning_rate", "value_learning_rate", "clip_coef")},
+    **{name: [-1.0, NAN] for name in ("learning_rate", "clip_coef", "beta")},
+    "value_learning_rate": [-1.0, 0.0, NAN],  # δ of TRPO falls as it does
     **{name: [-1.0, NAN] for name in ("ent_coef", "vf_coef", "max_grad_norm", "target_kl")},
-    **{name: [-1.0, NAN] for name in ("beta", "cg_damping", "line_search_decay")},
+    **{name: [-1.0, NAN] for name in ("cg_damping", "line_search_decay")},
 }
 UNUSABLE = {  # which train and load_run refuse, for they need environments and files to know
     "env": ["CartPol-v1", "CartPole-v99", "no_such_module:X-v0", ""]
@@ -386,6 +387,7 @@ def test_smallest_values_make_a_run(script, env):
     least = {"num_envs": 1, "num_steps": 2, **dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0)}
     names = {field.name for field in dataclasses.fields(script.Args)}
     options = {name: value for name, value in least.items() if name in names}
+    options |= {"value_learning_rate": 1e-12} if "value_learning_rate" in names else {}
     options |= (
         {"target_kl": 0 if script.__name__ == "ppo_clip" else 1e-12} if "target_kl" in names else {}
     )
