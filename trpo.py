@@ -70,12 +70,13 @@ class Args:
     checkpoint_every: Count = 10_000  # steps of each environment to the next checkpoint and reset
     quiet: bool = False  # show no progress bar and do not print the folder
 
-    target_kl: Annotated[float, (1e-12, math.inf)] = 0.02  # δ: bound on a step's mean KL; annealed
+    # δ: bound on the mean KL of a step; with --anneal-lr it falls linearly to 0 over the run
+    target_kl: Annotated[float, (1e-12, math.inf)] = 0.02
     cg_iters: Count = 15  # conjugate-gradient iterations, at most
     cg_damping: Amount = 0.1  # added to the diagonal of the Fisher matrix, which may be singular
     line_search_steps: Count = 10  # step lengths to try; if all fail, the policy stays unchanged
     line_search_decay: Annotated[float, (0, 1)] = 0.8  # α: factor on the step after each failed try
-    value_learning_rate: Annotated[float, (1e-12, math.inf)] = 2e-3  # Adam's step size for V
+    value_learning_rate: Annotated[float, (1e-12, math.inf)] = 2e-3  # value function's step size
     value_epochs: Count = 10  # epochs over each rollout to fit the value function
     num_minibatches: Count = 4  # minibatches per epoch
 
@@ -272,21 +273,20 @@ def make_optimizer(agent: Agent, args: Args) -> torch.optim.Adam:
 def update(agent: Agent, optimizer: torch.optim.Adam, batch: Batch, args: Args) -> dict[str, float]:
     """Take TRPO's step on one rollout, then fit V to the rollout's returns. Appendix C."""
     parameters = list(agent.policy.parameters())
-    target_kl = args.target_kl * (optimizer.param_groups[0]["lr"] / args.value_learning_rate)  # δ
+    delta = args.target_kl * (optimizer.param_groups[0]["lr"] / args.value_learning_rate)  # δ now
     old_policy = agent.policy(batch.obs)
-    g = mean_over_ranks(flat_gradient(surrogate(old_policy, batch), parameters, retain_graph=True))
+    g = mean_over_ranks(flat_gradient(surrogate(old_policy, batch), parameters))
     product = fisher_vector_product(agent.policy, batch.obs, args.cg_damping)  # v ↦ H v, damped
     x = conjugate_gradients(product, g, args.cg_iters)  # H⁻¹g
-    full_step = (2 * target_kl / (x @ product(x))).sqrt() * x  # √(2δ / xᵀHx) x
+    full_step = (2 * delta / (x @ product(x))).sqrt() * x  # √(2δ / xᵀHx) x
     old_parameters = nn.utils.parameters_to_vector(parameters).detach()
     for attempt in range(args.line_search_steps):
-        step = args.line_search_decay**attempt * full_step
-        set_parameters(parameters, old_parameters + step)
+        set_parameters(parameters, old_parameters + args.line_search_decay**attempt * full_step)
         with torch.no_grad():
             policy = agent.policy(batch.obs)
             improvement = mean_over_ranks(surrogate(policy, batch)).item()
             kl = mean_over_ranks(kl_divergence(old_policy, policy).mean()).item()
-        if accepted := improvement > 0 and kl <= target_kl:  # False for NaN, too
+        if accepted := improvement > 0 and kl <= delta:  # False for NaN, too
             break
     if not accepted:
         set_parameters(parameters, old_parameters)
@@ -307,7 +307,7 @@ def flat_gradient(scalar: Tensor, parameters: list[nn.Parameter], **options: boo
 
 
 def set_parameters(parameters: list[nn.Parameter], vector: Tensor) -> None:
-    """Copy a vector into parameters. They stay where they are: moved, they may round otherwise."""
+    """Copy a vector into parameters in place: at other addresses, sums may round otherwise."""
     for x, part in zip(parameters, vector.split([x.numel() for x in parameters])):
         x.data.copy_(part.view_as(x))
 
@@ -318,7 +318,7 @@ def fisher_vector_product(
     """Return v ↦ (H + damping I) v; H (Fisher) is the Hessian of the mean KL. Appendix C.1."""
     parameters = list(policy.parameters())
     with torch.no_grad():
-        old_policy = policy(obs)
+        old_policy = policy(obs)  # a constant: KL(π_θ ‖ π_θ) is 0 for every θ
     kl = kl_divergence(old_policy, policy(obs)).mean()
     kl_gradient = flat_gradient(kl, parameters, create_graph=True)
 

@@ -73,7 +73,7 @@ class Args:
     quiet: bool = False  # show no progress bar and do not print the folder
 
     learning_rate: Amount = 5e-3  # Adam's step size for the policy
-    value_learning_rate: Annotated[float, (1e-12, math.inf)] = 1e-3  # Adam's step size for V
+    value_learning_rate: Annotated[float, (1e-12, math.inf)] = 1e-3  # value function's step size
     value_epochs: Count = 10  # epochs over each rollout to fit the value function
     num_minibatches: Count = 4  # minibatches per epoch of the value function
 

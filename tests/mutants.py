@@ -174,11 +174,11 @@ MUTANTS = [
     # TRPO: the natural gradient, the ball, the line search
     (
         TRPO,
-        "improvement > 0 and kl <= target_kl",
+        "improvement > 0 and kl <= delta",
         "improvement > 0",
         "within_the_ball or shortens",
     ),
-    (TRPO, "improvement > 0 and kl <= target_kl", "kl <= target_kl", "overshoots"),
+    (TRPO, "improvement > 0 and kl <= delta", "kl <= delta", "overshoots"),
     (TRPO, "        set_parameters(parameters, old_parameters)\n", "        pass\n", "every_bit"),
     (
         TRPO,
@@ -186,7 +186,7 @@ MUTANTS = [
         "1.0",
         "shrinks_with_the_learning_rate",
     ),
-    (TRPO, "(2 * target_kl /", "(target_kl /", "edge_of_the_ball"),
+    (TRPO, "(2 * delta /", "(delta /", "edge_of_the_ball"),
     (TRPO, "+ damping * vector", "", "fisher_vector_product"),
     (TRPO, "args.line_search_decay**attempt", "1.0", "shortens"),
     (

@@ -407,6 +407,16 @@ def test_exact_kl_is_the_mean_log_ratio_over_many_samples(action_space):
     assert abs(log_ratios.mean() - exact) < 4 * standard_error < 0.05 * exact
 
 
+def test_no_step_of_a_run_leaves_the_ball_of_its_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = Args(num_envs=4, num_steps=64, total_timesteps=3000, quiet=True)
+    rows = train(args)
+    deltas = [args.target_kl * x["learning_rate"] / args.value_learning_rate for x in rows]
+    assert deltas[0] == args.target_kl and deltas[-1] < 0.1 * args.target_kl
+    assert all(row["kl"] <= delta * (1 + 1e-9) for row, delta in zip(rows, deltas))
+    assert sum(row["kl"] > 0.3 * delta for row, delta in zip(rows, deltas)) > 0.8 * len(rows)
+
+
 def test_rows_log_the_step():
     args = Args(num_envs=4)
     torch.manual_seed(1)
